@@ -1,0 +1,1 @@
+"""The experiment pipeline around `tood`: Ray Train and Tune, MLflow, object storage."""

@@ -1,0 +1,220 @@
+"""From YAML to a typed, frozen, hashed experiment: find the file, follow `extends`, apply overrides, check.
+
+OmegaConf reads the files and the overrides; its interpolations are refused, since `${oc.env:...}` would copy secrets from
+the environment into everything that a configuration is logged to. `tood.config.build` checks keys, types and ranges.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tood.config import DataConfig, PredictConfig, TrainConfig, bounded, build, config_hash, to_dict, unhashed
+from tood.detectors import ModelConfig
+from tood.errors import ConfigError
+from tood.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    address: str = unhashed("")  # "": a Ray of its own on this machine; auto, host:port or ray://... for a cluster
+    workers: int = bounded(1, 1, 4096)  # DDP processes a run
+    cpus_per_worker: int = bounded(1, 1, 1024, identity=False)
+    gpus_per_worker: float | None = unhashed(None)  # None: 1 where the cluster has GPUs, else 0
+    accelerator_type: str = unhashed("")  # such as H100: workers go to nodes that have it
+    max_failures: int = bounded(2, -1, 1000, identity=False)  # restarts of a run after a dead worker or node
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    uri: str = unhashed("")  # "": an SQLite file in the output folder
+    experiment: str = unhashed("")  # "": the experiment's own name
+    model: str = unhashed("")  # name in the model registry; "": the experiment's own name
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    url: str = unhashed("")  # "": a folder in the output folder; s3://bucket/prefix
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    search: Literal["grid", "random", "optuna"] = "grid"
+    space: dict = unhashed(None)  # axes; see pipeline.space
+    samples: int = bounded(1, 1, 1_000_000, identity=False)  # trials of random and optuna
+    seed: int = bounded(0, 0, 2**31 - 1, identity=False)  # of the search
+    metric: str = unhashed("val/AP")
+    scheduler: Literal["none", "asha"] = unhashed("none")
+    grace_epochs: int = bounded(1, 1, 10_000, identity=False)  # asha: no trial is stopped before
+    reduction: int = bounded(3, 2, 100, identity=False)  # asha: one of so many goes on
+    max_concurrent: int = bounded(0, 0, 10_000, identity=False)  # 0: what the cluster can hold
+    time_budget_minutes: float = bounded(0, 0, 1e6, identity=False)  # 0: none
+    published: tuple[dict, ...] = unhashed(())  # a paper's figures: [{at: {axis: value}, AP: 42.5}, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str = unhashed("experiment")
+    description: str = unhashed("")
+    output: str = unhashed("runs")  # folder for everything that the embedded parts keep
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    init: str = "imagenet"
+    ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = unhashed(TrackingConfig())
+    storage: StorageConfig = unhashed(StorageConfig())
+    sweep: SweepConfig | None = unhashed(None)
+
+    def check(self) -> None:
+        self.recipe.check()
+        images = self.train.batch_size // self.train.accumulate
+        if images % self.ray.workers:
+            raise ConfigError(
+                f"train.batch_size: {self.train.batch_size} images a step (accumulate={self.train.accumulate}) cannot be "
+                f"shared evenly by ray.workers={self.ray.workers}; use a multiple of "
+                f"{self.ray.workers * self.train.accumulate}"
+            )
+        if (
+            self.ray.workers > 1
+            and self.sweep is None
+            and self.ray.gpus_per_worker not in (None, 0)
+            and (self.ray.gpus_per_worker < 1)
+        ):
+            raise ConfigError("ray.gpus_per_worker: NCCL needs a whole GPU for each of several workers; use 1")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.data, self.model, self.train, self.predict, self.init)
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self)
+
+
+def experiments_folder() -> Path:
+    """The folder of shipped YAML files; it lies beside this package in a checkout and when installed."""
+    return Path(__file__).resolve().parent.parent / "experiments"
+
+
+def experiment_names() -> list[str]:
+    root = experiments_folder()
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+
+
+def load_values(name: str, overrides: Iterable[str] = ()) -> dict:
+    """Values of a shipped name (`demo`, `sweeps/m`) or a YAML file under `key=value` overrides, defaults not filled in."""
+    path = find_experiment(name)
+    values = _read(path, ())
+    values.setdefault("name", path.stem)
+    return merge(values, parse_overrides(overrides))
+
+
+def experiment_of(values: dict, trial: dict[str, Any] | None = None) -> Experiment:
+    """The experiment that values describe; a sweep's trial sets dotted keys anew. Raises ConfigError."""
+    for key, value in (trial or {}).items():
+        values = merge(values, _nested(key, value))
+    return build(Experiment, values)
+
+
+def find_experiment(name: str) -> Path:
+    """A path as given, or a shipped experiment by its name."""
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml"):
+        if not given.is_file():
+            raise ConfigError(f"{given}: no such file; `tood experiments` lists those that are shipped")
+        return given
+    shipped = (experiments_folder() / f"{name}.yaml").resolve()
+    if not shipped.is_relative_to(experiments_folder().resolve()) or not shipped.is_file():
+        close = difflib.get_close_matches(name, experiment_names(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`tood experiments` lists those that are shipped"
+        raise ConfigError(f"experiment {name!r}: neither shipped nor a .yaml file; {hint}")
+    return shipped
+
+
+def merge(base: dict, over: dict) -> dict:
+    """Deep merge, `over` first; lists are replaced. A mapping whose `name` changes starts anew: its options are others."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = base.get(key)
+        renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        merged[key] = merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
+    return merged
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict:
+    """["train.lr=0.02", ...] -> a nested mapping. Raises ConfigError for anything that is not key=value."""
+    values: dict = {}
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key or any(not part for part in key.split(".")):
+            raise ConfigError(f"{text!r}: expected key=value, such as train.epochs=24")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(f"{text!r}: the value cannot be read ({_first_line(error)})") from None
+        _refuse_interpolation(parsed, text)
+        values = merge(values, parsed)
+    return values
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Every key of an experiment, as YAML that reads back to the same."""
+    return yaml.safe_dump(to_dict(experiment), sort_keys=False, width=110)
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> dict:
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"{path.name}: extends itself by way of {' -> '.join(p.name for p in chain)}")
+    try:
+        loaded = OmegaConf.load(path)
+        values = OmegaConf.to_container(loaded)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: is not valid YAML ({_first_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys")
+    _refuse_interpolation(values, str(path))
+    parents = values.pop("extends", [])
+    merged: dict = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, _read(_parent_file(str(parent), path), (*chain, path)))
+    merged.pop("name", None)  # a name and a description are a file's own
+    merged.pop("description", None)
+    return merge(merged, values)
+
+
+def _parent_file(parent: str, child: Path) -> Path:
+    for folder in (child.parent, experiments_folder()):
+        candidate = (folder / parent).with_suffix(".yaml")
+        if candidate.is_file() and candidate.resolve() != child:
+            return candidate
+    raise ConfigError(f"{child}: extends {parent!r}, which is neither beside it nor a shipped experiment")
+
+
+def _refuse_interpolation(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for inner in value.values():
+            _refuse_interpolation(inner, where)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_interpolation(inner, where)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{where}: interpolations such as {value!r} are not read; write the value itself")
+
+
+def _nested(key: str, value: Any) -> dict:
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,96 @@
+"""Use a trained model: detections on images, figures on a data set."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.registry import pull
+from tood.checkpoint import Model, load_model
+from tood.config import DataConfig, build, to_dict
+from tood.data.coco import read_split
+from tood.data.transforms import decode
+from tood.detector import Detector
+from tood.detectors import build_detector
+from tood.draw import draw_detections
+from tood.errors import DataError
+from tood.evaluation import Figures, coco_figures
+from tood.recipe import Recipe, recipe_of
+from tood.results import Detections, merge, results_from_predictions, write_results
+from tood.training import detect_all
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def find_model(name: str, tracking: str, cache: Path) -> Path:
+    """A model by its folder or file, or by its name in the registry; pulled ones stay in `cache`, verified at each use."""
+    if not name.startswith("models:/"):
+        return Path(name).expanduser()
+    return pull(name, tracking, cache / name.removeprefix("models:/").replace("/", "-"))
+
+
+def open_model(path: Path) -> tuple[Model, Recipe, Detector]:
+    """A verified model, the recipe it was trained by, and the detector with its weights, on the GPU if there is one."""
+    model = load_model(path)
+    recipe = recipe_of(model.info.config)
+    detector = build_detector(recipe.model, len(model.info.names), recipe.predict)
+    detector.load_state_dict(model.weights)
+    return model, recipe, detector.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def evaluate_model(path: Path, data: dict, output: Path | None = None) -> tuple[Figures, Detections]:
+    """COCO figures of a model on the val split that `data` describes; its image sizes are the model's own unless given."""
+    model, recipe, detector = open_model(path)
+    config: DataConfig = build(DataConfig, {**to_dict(recipe.data), **data}, "data")
+    val_data = read_split(config, "val")
+    if tuple(model.info.names) != val_data.names:
+        raise DataError(
+            f"{val_data.annotations}: its categories ({', '.join(val_data.names[:5])}, ...) are not the model's "
+            f"({', '.join(model.info.names[:5])}, ...); evaluate it on data with the same categories"
+        )
+    device = next(detector.parameters()).device
+    found = detect_all(detector, val_data, replace(recipe, data=config), device)
+    if output is not None:
+        write_results(output, found)
+    return coco_figures(val_data.annotations, found), found
+
+
+def predict(path: Path, images: Iterable[str], output: Path, threshold: float) -> list[dict]:
+    """Draw detections on images and folders of images into `output`, with predictions.json in COCO's results form.
+
+    The images have no ids of their own: images.json in `output` says which id stands for which file.
+    """
+    files = _image_files(images)
+    model, recipe, detector = open_model(path)
+    output.mkdir(parents=True, exist_ok=True)
+    summary, found = [], []
+    for image_id, file in enumerate(files, start=1):
+        image = decode(file)
+        sides = {"long_side": recipe.data.long_side, "short_side": recipe.data.short_side}
+        (result,) = detector.predict([image], **sides)
+        shown = {key: value[result["scores"] >= threshold].cpu() for key, value in result.items()}
+        picture = draw_detections(image, shown["boxes"], shown["labels"], shown["scores"], model.info.names)
+        picture.save(output / f"{image_id:04d}-{file.stem}.png")
+        found.append(results_from_predictions([image_id], [shown], model.info.category_ids))
+        summary.append({"id": image_id, "file_name": str(file), "detections": len(shown["scores"])})
+    write_results(output / "predictions.json", merge(found))
+    (output / "images.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def _image_files(images: Iterable[str]) -> list[Path]:
+    files: list[Path] = []
+    for name in images:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            if not inside:
+                raise DataError(f"{path}: holds no image ({', '.join(PICTURES)})")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: no such image or folder")
+    return files

@@ -1,0 +1,92 @@
+"""One training run from the command line: name it or find it again, train it on Ray, register what came out."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import cluster
+from pipeline.config import Experiment, experiment_of, to_yaml
+from pipeline.mlflow_links import chart_url
+from pipeline.publish import register_best
+from pipeline.registry import Version
+from pipeline.run_facts import environment_tags, flat_params
+from pipeline.site import absolute, prepare
+from pipeline.tracking import Run
+from pipeline.train import Address, Progress, fit
+from tood.config import to_dict
+from tood.errors import ConfigError
+from tood.optimisation import describe_rate
+
+METRIC = "val/AP"
+
+
+def train_experiment(
+    values: dict, *, resume: bool = False, stop_after: int | None = None, say: Callable[[str], None] = print
+) -> tuple[Progress, Version | None]:
+    """Train to the end or to `stop_after` epochs, and register the best checkpoint. `resume`: go on with the newest run."""
+    experiment = absolute(experiment_of(values))
+    run = _newest(experiment) if resume else f"{experiment.name}-{experiment.hash}-{time.strftime('%Y%m%d-%H%M%S')}"
+    site = prepare(experiment)
+    folder = site.output / run
+    folder.mkdir(exist_ok=True)
+    (folder / "experiment.yaml").write_text(to_yaml(experiment))
+    tracked = Run.open(
+        site.tracking,
+        site.experiment_id,
+        identity=run,
+        name=run,
+        tags={"tood.kind": "train", "config_hash": experiment.hash} | environment_tags(),
+    )
+    params = flat_params(to_dict(experiment))
+    tracked.params(params)
+    tracked.text(to_yaml(experiment), "experiment.yaml")
+    say(f"run {run}: {describe_rate(experiment.train)}")
+    try:
+        with cluster.connected(experiment.ray, cluster.demand(experiment.ray, 0).cpus, say):
+            gpus = cluster.gpus_per_worker(experiment.ray)
+            cluster.concurrency(cluster.demand(experiment.ray, gpus), 1)
+            address = Address(
+                run=run,
+                store=site.store.url,
+                tracking=site.tracking,
+                mlflow_run=tracked.run_id,
+                ray_storage=site.ray_storage(experiment, run),
+            )
+            progress = fit(experiment, address, gpus=gpus, stop_after=stop_after, metric=METRIC)
+    except KeyboardInterrupt:
+        tracked.finish("KILLED")
+        raise
+    except BaseException:
+        tracked.finish("FAILED")
+        raise
+    version = None
+    if progress.best_prefix:
+        version = register_best(
+            site,
+            experiment,
+            prefix=progress.best_prefix,
+            value=progress.best_value,
+            metric=METRIC,
+            run_id=tracked.run_id,
+            params=params,
+        )
+        tracked.metrics({"best_AP": progress.best_value}, step=0)
+        say(f"best {METRIC} {progress.best_value:.4f} after epoch {progress.best_epoch}")
+        say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
+    tracked.finish("FINISHED")
+    start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
+    say(f"newest checkpoint: {site.store.url_of(progress.prefix)}")
+    say(f"curves:            {chart_url(site.ui, site.experiment_id)}{start}")
+    return progress, version
+
+
+def _newest(experiment: Experiment) -> str:
+    found = sorted(
+        p.parent.name for p in Path(experiment.output).glob(f"{experiment.name}-{experiment.hash}-*/experiment.yaml")
+    )
+    if not found:
+        raise ConfigError(
+            f"--resume: {experiment.output} holds no run of {experiment.name} with these settings (hash {experiment.hash}); "
+            "start it without --resume"
+        )
+    return found[-1]

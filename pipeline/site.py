@@ -1,0 +1,75 @@
+"""Where an experiment runs and keeps things: output folder, tracking, object store, Ray's own state. Checked before a start."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config import Experiment
+from pipeline.mlflow_access import connect, resolve_uri
+from pipeline.storage import Store, check, open_store
+from pipeline.tracking import experiment_id
+from tood.data.coco import read_split
+from tood.errors import ConfigError
+
+LOCAL_UI = "http://127.0.0.1:5000"  # where `tood ui` serves by default
+
+
+@dataclass(frozen=True)
+class Site:
+    output: Path  # folder of the embedded parts and of what a person reads
+    tracking: str  # MLflow's address
+    experiment_id: str
+    store: Store
+
+    @property
+    def ui(self) -> str:
+        return self.tracking if self.tracking.startswith("http") else LOCAL_UI
+
+    def ray_storage(self, experiment: Experiment, run: str) -> str:
+        """Ray's own state: on one machine a folder; on a cluster beside the checkpoints, where every node reaches it."""
+        if not experiment.ray.address or not self.store.url.startswith("s3://"):
+            return str(self.output / run / "ray")
+        endpoint = next((os.environ[v] for v in _ENDPOINTS if os.environ.get(v)), "")
+        scheme, _, host = endpoint.partition("://")
+        query = f"?endpoint_override={host}&scheme={scheme}" if host else ""
+        return f"{self.store.url.rstrip('/')}/ray/{run}{query}"
+
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
+
+
+def absolute(experiment: Experiment) -> Experiment:
+    """The experiment with its folders as absolute paths: workers run elsewhere."""
+    output = str(Path(experiment.output).expanduser().absolute())
+    data = replace(experiment.data, root=str(Path(experiment.data.root).expanduser().absolute()))
+    init = experiment.init
+    if init not in ("none", "imagenet") and not init.startswith("models:/"):
+        init = str(Path(init).expanduser().absolute())
+        if not Path(init).exists():
+            raise ConfigError(
+                f"init: {experiment.init} does not exist; give a model folder, models:/NAME@alias, imagenet or none"
+            )
+    return replace(experiment, output=output, data=data, init=init)
+
+
+def tracking_address(experiment: Experiment, output: Path) -> str:
+    """tracking.uri, else what MLflow's own MLFLOW_TRACKING_URI says, else an SQLite file in the output folder."""
+    return resolve_uri(experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), output)
+
+
+def prepare(experiment: Experiment) -> Site:
+    """Reach everything that a run will need, and read its data once; raises the ToodError of what fails."""
+    output = Path(experiment.output)
+    tracking = tracking_address(experiment, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output: {output} cannot be made ({error.strerror}); choose another folder") from None
+    store = open_store(experiment.storage.url or str(output / "store"))
+    check(store)
+    connect(tracking)
+    if not experiment.ray.address:  # on a cluster the data may lie on the nodes alone
+        for split in ("train", "val"):
+            read_split(experiment.data, split)
+    name = experiment.tracking.experiment or experiment.name
+    return Site(output, tracking, experiment_id(tracking, name), store)

@@ -1,0 +1,135 @@
+"""Search spaces: axes from YAML to trials.
+
+    space:
+      model.objective.alpha: [0.5, 1.0]            # choose one
+      train.lr: {loguniform: [0.001, 0.1]}         # also uniform, and int for whole numbers, both ends included
+      head:                                        # a named axis: each choice sets keys, and may open axes of its own
+        choices:
+          t_head: {model.tower: t_head, model.layers: [4, 6]}
+          parallel: {model.tower: parallel}
+
+A trial is a mapping of dotted keys to values. Grids and random samples are listed before the sweep starts; Optuna asks
+`suggest` for one trial at a time.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from tood.errors import ConfigError
+
+RANGES = ("uniform", "loguniform", "int")
+Values = dict[str, Any]
+
+
+def check_space(space: Values | None, search: str) -> Values:
+    """The space itself when every axis is well-formed; ConfigError naming the axis otherwise."""
+    if not space:
+        raise ConfigError("sweep.space: no axis is given; add one such as model.objective.alpha: [0.5, 1.0]")
+    for name, axis in space.items():
+        _check_axis(f"sweep.space.{name}", axis, search)
+    return space
+
+
+def swept_keys(space: Values) -> list[str]:
+    """Dotted keys that the space may set, in order."""
+    keys: dict[str, None] = {}
+    for name, axis in space.items():
+        if isinstance(axis, dict) and "choices" in axis:
+            for chosen in axis["choices"].values():
+                keys |= dict.fromkeys(swept_keys(chosen))
+        else:
+            keys[name] = None
+    return list(keys)
+
+
+def grid(space: Values) -> list[Values]:
+    """Every combination, the last axis fastest."""
+    return list(_combinations(list(space.items())))
+
+
+def sample(space: Values, generator: random.Random) -> Values:
+    """One random trial."""
+    values: Values = {}
+    for name, axis in space.items():
+        if isinstance(axis, list):
+            values[name] = generator.choice(axis)
+        elif not isinstance(axis, dict):
+            values[name] = axis
+        elif "choices" in axis:
+            values |= sample(axis["choices"][generator.choice(list(axis["choices"]))], generator)
+        else:
+            values[name] = _draw(axis, generator)
+    return values
+
+
+def suggest(space: Values, trial: Any, prefix: str = "") -> Values:
+    """One trial by an Optuna trial's own suggestions; a sub-axis is asked for only where its choice was taken."""
+    values: Values = {}
+    for name, axis in space.items():
+        label = prefix + name
+        if isinstance(axis, list):
+            values[name] = axis[trial.suggest_categorical(label, list(range(len(axis))))]
+        elif not isinstance(axis, dict):
+            values[name] = axis
+        elif "choices" in axis:
+            chosen = trial.suggest_categorical(label, list(axis["choices"]))
+            values |= suggest(axis["choices"][chosen], trial, f"{label}={chosen}/")
+        else:
+            ((kind, (low, high)),) = axis.items()
+            if kind == "int":
+                values[name] = trial.suggest_int(label, low, high)
+            else:
+                values[name] = trial.suggest_float(label, low, high, log=kind == "loguniform")
+    return values
+
+
+def _combinations(axes: list[tuple[str, Any]]) -> Iterator[Values]:
+    options = []
+    for name, axis in axes:
+        if isinstance(axis, dict) and "choices" in axis:
+            chosen = (_combinations(list(keys.items())) for keys in axis["choices"].values())
+            options.append(list(itertools.chain.from_iterable(chosen)))
+        else:
+            options.append([{name: value} for value in (axis if isinstance(axis, list) else [axis])])
+    for parts in itertools.product(*options):
+        yield {key: value for part in parts for key, value in part.items()}
+
+
+def _draw(axis: Values, generator: random.Random) -> float | int:
+    ((kind, (low, high)),) = axis.items()
+    if kind == "int":
+        return generator.randint(low, high)
+    if kind == "loguniform":
+        return math.exp(generator.uniform(math.log(low), math.log(high)))
+    return generator.uniform(low, high)
+
+
+def _check_axis(where: str, axis: Any, search: str) -> None:
+    if isinstance(axis, list):
+        if not axis:
+            raise ConfigError(f"{where}: the list is empty")
+        return
+    if not isinstance(axis, dict):
+        return  # a fixed value
+    if set(axis) == {"choices"}:
+        if not isinstance(axis["choices"], dict) or not axis["choices"]:
+            raise ConfigError(f"{where}.choices: expected a mapping of name to the keys that it sets")
+        for label, keys in axis["choices"].items():
+            if not isinstance(keys, dict):
+                raise ConfigError(f"{where}.choices.{label}: expected a mapping of keys, got {keys!r}")
+            for name, inner in keys.items():
+                _check_axis(f"{where}.choices.{label}.{name}", inner, search)
+        return
+    if len(axis) != 1 or next(iter(axis)) not in RANGES:
+        raise ConfigError(f"{where}: expected a list, choices, or one of {', '.join(RANGES)} with [low, high]; got {axis!r}")
+    ((kind, limits),) = axis.items()
+    numbers = isinstance(limits, list) and len(limits) == 2 and all(type(v) in (int, float) for v in limits)
+    if not numbers or not limits[0] < limits[1] or (kind == "loguniform" and limits[0] <= 0):
+        raise ConfigError(f"{where}.{kind}: expected [low, high] with low < high, got {limits!r}")
+    if kind == "int" and not all(isinstance(v, int) for v in limits):
+        raise ConfigError(f"{where}.int: expected whole numbers, got {limits!r}")
+    if search == "grid":
+        raise ConfigError(f"{where}: a grid cannot enumerate {kind}; use a list, or sweep.search=random or optuna")

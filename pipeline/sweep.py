@@ -1,0 +1,257 @@
+"""Ray Tune: a sweep is a folder with its plan in it; each trial is a training run of its own on Ray Train.
+
+Tune's own checkpoints play no part: a trial's run goes on by its name, so a resumed sweep re-runs no finished trial and
+unfinished ones continue, in the MLflow runs they began.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+
+from pipeline import cluster, space
+from pipeline.config import Experiment, experiment_of
+from pipeline.errors import ClusterError
+from pipeline.run_facts import environment_tags, flat_params
+from pipeline.site import Site, absolute, prepare
+from pipeline.tracking import SWEEP, Run, reconcile
+from pipeline.train import Address, fit
+from pipeline.trial_table import TrialTable
+from tood.config import config_hash
+from tood.errors import ConfigError, ToodError
+
+PLAN = "sweep.json"
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep was asked to do; written to its folder before anything starts."""
+
+    sweep: str  # unique name
+    values: Values  # the experiment's values, to which each trial adds its own
+    trials: list[Values] | None  # None: Optuna asks for one at a time
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a trial."""
+
+    id: str
+    values: Values
+    run_id: str  # MLflow's
+    params: dict[str, Any]
+    best: float | None
+    best_epoch: int
+    prefix: str  # best checkpoint in the store
+    epochs: int
+    seconds: float
+    status: str  # FINISHED, STOPPED (by the scheduler or the budget) or FAILED
+    error: str = ""
+
+
+def make_plan(values: Values) -> Plan:
+    """List the trials and check every one of them before any starts. Raises ConfigError."""
+    experiment = experiment_of(values)
+    config = experiment.sweep
+    if config is None:
+        raise ConfigError(f"{experiment.name}: has no `sweep:` section; add axes under sweep.space, or use `tood train`")
+    axes = space.check_space(config.space, config.search)
+    if config.search == "grid":
+        trials = space.grid(axes)
+    else:
+        generator = random.Random(config.seed)
+        trials = [space.sample(axes, generator) for _ in range(config.samples)]
+    for trial in trials:
+        try:
+            experiment_of(values, trial)
+        except ConfigError as error:
+            raise ConfigError(f"trial {describe(trial)}: {error}") from None
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{experiment.name}-{_sweep_hash(experiment)}-{stamp}"
+    return Plan(name, values, None if config.search == "optuna" else trials)
+
+
+def newest_plan(values: Values) -> Plan:
+    """The plan of the newest sweep of the same experiment and space, to be resumed. Raises ConfigError."""
+    experiment = absolute(experiment_of(values))
+    folders = sorted(Path(experiment.output).glob(f"{experiment.name}-{_sweep_hash(experiment)}-*/{PLAN}"))
+    if not folders:
+        raise ConfigError(
+            f"--resume: {experiment.output} holds no sweep of {experiment.name} with these settings; start it without --resume"
+        )
+    return Plan(**json.loads(folders[-1].read_text()))
+
+
+def describe(trial: Values) -> str:
+    """A trial's own settings in a few words: last words of keys, unless two end alike."""
+    words = [key.rpartition(".")[2] for key in trial]
+    shown = {key if words.count(word) > 1 else word: trial[key] for key, word in zip(trial, words, strict=True)}
+    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+
+
+def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, list[Trial]]:
+    """Run or continue a sweep to its end. Trials come back best first; a failed trial does not end the others."""
+    experiment = absolute(experiment_of(plan.values))
+    config = experiment.sweep
+    site = prepare(experiment)
+    folder = site.output / plan.sweep
+    folder.mkdir(exist_ok=True)
+    (folder / PLAN).write_text(json.dumps(plan.__dict__, indent=1))
+    one = cluster.demand(experiment.ray, experiment.ray.gpus_per_worker or 0, cluster.TRIAL_CPUS)
+    with cluster.connected(experiment.ray, one.cpus * max(1, config.max_concurrent), say):
+        gpus = cluster.gpus_per_worker(experiment.ray)
+        need = cluster.demand(experiment.ray, gpus, cluster.TRIAL_CPUS)
+        at_once = cluster.concurrency(need, config.max_concurrent)
+        say(f"sweep {plan.sweep}: {_amount(plan, experiment)}, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
+        results = _tune(plan, experiment, site, gpus, at_once, say)
+        trials = [_outcome(plan, site, result) for result in results]
+    reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
+    return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))
+
+
+def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: int, say) -> tune.ResultGrid:
+    config = experiment.sweep
+    storage = site.ray_storage(experiment, plan.sweep)
+
+    def trial(chosen: Values) -> None:
+        _run_trial(plan, site, gpus, chosen["trial"])
+
+    trainable = tune.with_resources(trial, {"CPU": cluster.TRIAL_CPUS})
+    table = TrialTable(experiment.train.epochs, config.metric, describe, say)
+    saved = f"{storage}/tune"
+    if tune.Tuner.can_restore(saved):
+        say("going on where the sweep was left")
+        # Resumed as it was configured, but for what is not part of the saved state: the callbacks.
+        tuner = tune.Tuner.restore(saved, trainable=trainable, resume_unfinished=True, resume_errored=True)
+        tuner._local_tuner._run_config.callbacks = [table]
+        return tuner.fit()
+    search = None
+    if config.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        axes = config.space
+
+        def suggest(optuna_trial: Any) -> Values:
+            return {"trial": space.suggest(axes, optuna_trial)}
+
+        search = OptunaSearch(space=suggest, metric=config.metric, mode="max", seed=config.seed)
+    scheduler = None
+    if config.scheduler == "asha":
+        # max_t is never reached: a trial ends by itself, and Tune need not kill its workers.
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            max_t=experiment.train.epochs + 1,
+            grace_period=config.grace_epochs,
+            reduction_factor=config.reduction,
+        )
+    tuner = tune.Tuner(
+        trainable,
+        param_space=None if plan.trials is None else {"trial": tune.grid_search(plan.trials)},
+        tune_config=tune.TuneConfig(
+            metric=config.metric,
+            mode="max",
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=config.samples if search else 1,
+            max_concurrent_trials=at_once,
+            time_budget_s=config.time_budget_minutes * 60 or None,
+            trial_dirname_creator=lambda t: t.trial_id,
+            trial_name_creator=lambda t: t.trial_id,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=storage, verbose=0, callbacks=[table]),
+    )
+    return tuner.fit()
+
+
+def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
+    """The driver of one trial, in a process of its own: an MLflow run around a training run."""
+    experiment = absolute(experiment_of(plan.values, trial))
+    trial_id = tune.get_context().get_trial_id()
+    params = flat_params(_plain(experiment), swept=space.swept_keys(experiment.sweep.space))
+    tracked = Run.open(
+        site.tracking,
+        site.experiment_id,
+        identity=f"{plan.sweep}/{trial_id}",
+        name=describe(trial)[:200],
+        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash}
+        | environment_tags(),
+    )
+    tracked.params(params)
+    address = Address(
+        run=f"{plan.sweep}-{trial_id}",
+        store=site.store.url,
+        tracking=site.tracking,
+        mlflow_run=tracked.run_id,
+        ray_storage=site.ray_storage(experiment, plan.sweep),
+        label=f"[{describe(trial)}] ",
+    )
+    try:
+        fit(experiment, address, gpus=gpus, metric=experiment.sweep.metric, callbacks=[TuneReportCallback()])
+    except BaseException:
+        tracked.finish("FAILED")
+        raise
+    tracked.finish("FINISHED")
+
+
+def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
+    metrics, values = result.metrics or {}, result.config["trial"]
+    trial_id = metrics.get("trial_id", "")
+    experiment = absolute(experiment_of(plan.values, values))
+    epochs = metrics.get("epoch", 0)
+    status = "FAILED" if result.error else "FINISHED" if epochs >= experiment.train.epochs else "STOPPED"
+    tracked = Run.open(
+        site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}", describe(values)[:200], {"tood.outcome": status.lower()}
+    )
+    tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
+    best = metrics.get("best")
+    return Trial(
+        id=trial_id,
+        values=values,
+        run_id=tracked.run_id,
+        params=flat_params(_plain(experiment), swept=space.swept_keys(experiment.sweep.space)),
+        best=best if metrics.get("best_prefix") else None,
+        best_epoch=metrics.get("best_epoch", 0),
+        prefix=metrics.get("best_prefix", ""),
+        epochs=epochs,
+        seconds=metrics.get("time_total_s", 0.0),
+        status=status,
+        error=_why(result.error),
+    )
+
+
+def _why(error: Exception | None) -> str:
+    """What a trial's own error says, without Ray's layers around it."""
+    while error is not None:
+        if isinstance(error, ToodError) and not isinstance(error, ClusterError):
+            return str(error)
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return lines[-1].strip() if lines else type(error).__name__
+        error = inner
+    return ""
+
+
+def _sweep_hash(experiment: Experiment) -> str:
+    """Of the experiment and its search: what must be equal for one sweep to be the continuation of another."""
+    search = {"space": experiment.sweep.space, "search": experiment.sweep.search, "seed": experiment.sweep.seed}
+    return config_hash({"experiment": experiment.hash, **search})
+
+
+def _amount(plan: Plan, experiment: Experiment) -> str:
+    count = experiment.sweep.samples if plan.trials is None else len(plan.trials)
+    return f"{count} trials of {experiment.train.epochs} epochs"
+
+
+def _plain(experiment: Experiment) -> Values:
+    from tood.config import to_dict
+
+    return to_dict(experiment)

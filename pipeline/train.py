@@ -1,0 +1,225 @@
+"""Ray Train: what each worker runs, and the launcher that `tood train` and every trial of a sweep share.
+
+The worker trains by `tood.training.train`. After each epoch rank 0 puts the checkpoint into object storage; Ray Train's own
+checkpoint is a small file that points there, so weights are stored once and a restarted worker group goes on from it.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train as ray_train
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from pipeline import plots
+from pipeline.checkpoint_store import fetch, remove_checkpoint, upload_checkpoint
+from pipeline.config import Experiment
+from pipeline.errors import ClusterError
+from pipeline.registry import pull
+from pipeline.storage import Store, open_store
+from pipeline.tracking import Run
+from tood.config import build, identity, to_dict
+from tood.data.coco import CocoData
+from tood.errors import ToodError
+from tood.progress import EpochReport, StepReport
+from tood.samples import sample_sheet
+from tood.training import train
+
+POINTER = "pointer.json"  # the only file of Ray Train's checkpoint
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where one training run keeps things; plain strings, sent to every worker."""
+
+    run: str  # its name in object storage and in Ray, unique
+    store: str  # URL
+    tracking: str  # MLflow's address
+    mlflow_run: str  # id
+    ray_storage: str  # folder or URI for Ray Train's own state
+    label: str = ""  # put before progress lines, to tell trials apart
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has reached; kept in the pointer, so that it survives a restart."""
+
+    epoch: int = 0  # epochs done
+    prefix: str = ""  # newest checkpoint in the store
+    best_epoch: int = 0
+    best_prefix: str = ""
+    best_value: float = float("-inf")
+
+    def advance(self, epoch: int, prefix: str, value: float | None) -> "Progress":
+        if value is not None and value > self.best_value:
+            return Progress(epoch, prefix, epoch, prefix, value)
+        return replace(self, epoch=epoch, prefix=prefix)
+
+
+def fit(
+    experiment: Experiment,
+    address: Address,
+    *,
+    gpus: float,
+    stop_after: int | None = None,
+    metric: str = "val/AP",
+    callbacks: Sequence[Any] = (),
+) -> Progress:
+    """Train on Ray to the end; called again with the same address it goes on where it was.
+
+    gpus: of each worker. Raises what a worker raised when that is a ToodError, else ClusterError.
+    """
+    resources = {"CPU": experiment.ray.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    job = {
+        "experiment": to_dict(replace(experiment, sweep=None)),
+        "address": asdict(address),
+        "stop_after": stop_after,
+        "metric": metric,
+    }
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=600),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=experiment.ray.workers,
+            use_gpu=bool(gpus),
+            resources_per_worker=resources,
+            accelerator_type=experiment.ray.accelerator_type or None,
+        ),
+        run_config=ray_train.RunConfig(
+            name=address.run,
+            storage_path=address.ray_storage,
+            failure_config=ray_train.FailureConfig(max_failures=experiment.ray.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except (TrainingFailedError, WorkerGroupError, ControllerError) as error:
+        raise _cause(error, address) from None
+    if result.checkpoint is None:
+        raise ClusterError(f"run {address.run}: ended without a checkpoint; see its log in Ray's dashboard")
+    return _read_pointer(result.checkpoint)
+
+
+def _work(job: dict[str, Any]) -> None:
+    """One worker of a run: train, and after each epoch store, report and track (rank 0)."""
+    experiment = build(Experiment, job["experiment"])
+    address = Address(**job["address"])
+    rank = ray_train.get_context().get_world_rank()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(experiment.ray.cpus_per_worker)
+    scratch = Path(tempfile.mkdtemp(prefix="tood-"))
+    try:
+        _Worker(experiment, address, job["metric"], rank, scratch).run(job["stop_after"])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Worker:
+    def __init__(self, experiment: Experiment, address: Address, metric: str, rank: int, scratch: Path):
+        self.experiment, self.address, self.metric, self.rank, self.scratch = experiment, address, metric, rank, scratch
+        self.store: Store = open_store(address.store)
+        self.tracked = Run.attach(address.tracking, address.mlflow_run) if rank == 0 else None
+        self.progress = Progress()
+        self.val_data: CocoData | None = None
+
+    def run(self, stop_after: int | None) -> None:
+        recipe, resume = self.experiment.recipe, None
+        if (checkpoint := ray_train.get_checkpoint()) is not None:
+            self.progress = _read_pointer(checkpoint)
+            resume = fetch(self.store, self.progress.prefix, self.scratch / "resume")
+        elif recipe.init.startswith("models:/"):
+            recipe = replace(recipe, init=str(pull(recipe.init, self.address.tracking, self.scratch / "init")))
+        elif recipe.init not in ("none", "imagenet"):
+            recipe = replace(recipe, init=os.path.expanduser(recipe.init))
+        train(
+            recipe,
+            self.scratch,
+            config=identity(self.experiment),
+            device=get_device(),
+            resume=resume,
+            stop_after=stop_after,
+            on_start=self.started,
+            on_step=self.stepped,
+            on_epoch=self.epoch_done,
+        )
+
+    def started(self, train_data: CocoData, val_data: CocoData) -> None:
+        self.val_data = val_data
+        if self.tracked:
+            for context, data in (("training", train_data), ("validation", val_data)):
+                self.tracked.dataset(data.annotations.stem, data.fingerprint, context, len(data.images))
+
+    def stepped(self, report: StepReport) -> None:
+        print(f"{self.address.label}{report.line(self.experiment.train.epochs)}", flush=True)
+        self.tracked.metrics(report.metrics, report.step, epoch=report.step / report.steps_per_epoch)
+
+    def epoch_done(self, report: EpochReport) -> None:
+        if self.rank:
+            ray_train.report({})
+            return
+        before, value = self.progress, report.metrics.get(self.metric)
+        prefix = upload_checkpoint(self.store, report.checkpoint, self.address.run)
+        self.progress = before.advance(report.epoch + 1, prefix, value)
+        pointer = self.scratch / "pointer"
+        pointer.mkdir(exist_ok=True)
+        (pointer / POINTER).write_text(json.dumps(asdict(self.progress)))
+        found = report.metrics | {
+            "epoch": report.epoch + 1,
+            "best": self.progress.best_value,
+            "best_epoch": self.progress.best_epoch,
+            "best_prefix": self.progress.best_prefix,
+        }
+        ray_train.report(
+            found,
+            checkpoint=ray_train.Checkpoint.from_directory(pointer),
+            checkpoint_dir_name=f"epoch_{report.epoch + 1:04d}",
+        )
+        # After the report: an epoch that was not committed is done again, and then tracked once.
+        self.tracked.metrics(report.metrics, report.step, epoch=report.epoch + 1)
+        shown = " ".join(f"{k} {v:.4f}" for k, v in report.metrics.items() if k in ("val/AP", "val/AP50", "val/AP75"))
+        seconds = report.metrics["perf/epoch_seconds"]
+        print(f"{self.address.label}epoch {report.epoch + 1} done in {seconds:.1f} s {shown}", flush=True)
+        for superseded in {before.prefix, before.best_prefix} - {self.progress.prefix, self.progress.best_prefix, ""}:
+            remove_checkpoint(self.store, superseded)
+        shutil.rmtree(report.checkpoint)
+        if report.figures and (report.last or self.progress.best_epoch == report.epoch + 1):
+            self.track_pictures(report)
+
+    def track_pictures(self, report: EpochReport) -> None:
+        """Precision-recall curves, sample detections and figures per class, of the best epoch and of the last."""
+        when = "last" if report.last else "best"
+        self.tracked.figure(
+            plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png"
+        )
+        self.tracked.image(sample_sheet(self.val_data, report.detections), f"{when}/detections.png")
+        self.tracked.document(report.figures.per_class, f"{when}/per_class.json")
+
+
+def _read_pointer(checkpoint: ray_train.Checkpoint) -> Progress:
+    with checkpoint.as_directory() as folder:
+        return Progress(**json.loads((Path(folder) / POINTER).read_text()))
+
+
+def _cause(error: Exception, address: Address) -> ToodError:
+    """The error that a worker meant, or a ClusterError with the last line of what it said."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        while failure is not None:
+            if isinstance(failure, ToodError):
+                return failure
+            failure = getattr(failure, "cause", None) or failure.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return ClusterError(
+        f"run {address.run}: failed on the cluster ({lines[-1].strip() if lines else type(error).__name__}); its workers' logs "
+        "are in Ray's dashboard and under the session's logs folder"
+    )

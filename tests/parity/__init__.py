@@ -1,0 +1,1 @@
+"""What `tests/test_golden.py` runs: one file for each sort of recorded case."""

@@ -1,0 +1,210 @@
+"""Whole detectors on seeded images: features, outputs, losses, gradients, detections (tood_model), and SGD steps."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity import seeded_fill
+from parity.build import image_scales, image_sizes, seeded_detector, seeded_state, skip_deformable
+from parity.case import Case, norms, relative
+from parity.detections import compare_detections
+from tood.detector import Detector
+from tood.head import Predictions
+from tood.mmdet import from_mmdet, to_mmdet
+
+LEVELS = range(3, 8)
+ROUNDINGS = ((2, True), (1, True), (2, False), (1, False))  # threads, convolutions by oneDNN; the first is the peer's
+
+
+def run(case: Case) -> None:
+    skip_deformable(case)
+    spec, detector = case.spec, seeded_detector(case)
+    images, sizes = _images(case, spec["image_shape"]), image_sizes(spec["img_metas"])
+    seen: dict[str, dict[str, Tensor]] = {}
+
+    detector.eval()
+    with _features(detector) as features, torch.no_grad():
+        predictions = detector.dense(images)
+    seen["eval"] = features | _outputs(predictions, [features[f"P{level}"] for level in LEVELS])
+    limit = detector.predict_config.max_detections
+    for stage, scales in (("network", torch.ones(len(images), 2)), ("rescaled", image_scales(spec["img_metas"]))):
+        for image, found in enumerate(detector.detect(images, sizes, scales)):
+            compare_detections(case, f"eval_img{image}_{stage}", found, box=0.02, score=1e-4, limit=limit)
+
+    for name, recorded in spec["losses"].items():
+        mode, epoch = re.fullmatch(r"(\w+)_ep(\d+)", name).groups()
+        detector.load_state_dict(from_mmdet(seeded_state(case)))
+        detector.backbone.norm_eval = mode != "train_batch_stats"
+        detector.train()
+        with _features(detector) as features:
+            losses = detector.losses(images, sizes, case.targets(), int(epoch))
+        seen.setdefault(mode, {key: value.detach() for key, value in features.items()})
+        _compare_losses(case, losses, recorded, 1e-4)
+        detector.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        _compare_gradients(case, detector, recorded)
+        _compare_statistics(case, mode, detector)
+
+    for name, probe in spec["probes"].items():
+        mode, what = re.fullmatch(rf"({'|'.join(seen)})_(\w+)", name).groups()
+        values = seen[mode][what]
+        case.same(f"shape of {name}", values.shape, probe["shape"])
+        case.close(re.sub(r"\d", "", what), values.flatten()[probe["index"]], probe["value"], 1e-3 * probe["std"])
+        moments = [values.double().mean(), values.double().std(), values.min(), values.max()]
+        recorded = [probe[key] for key in ("mean", "std", "min", "max")]
+        case.close(
+            f"moments of {re.sub(r'[0-9]', '', what)}",
+            torch.stack([m.double() for m in moments]),
+            recorded,
+            1e-3 * probe["std"],
+        )
+    for name, recorded in case.arrays.items():
+        if found := re.fullmatch(r"eval_((?:C|P|cls_score_P|bbox_pred_P)\d)", name):
+            case.close(re.sub(r"\d", "", found[1]), seen["eval"][found[1]], recorded, 1e-3 * recorded.std())
+
+
+def run_steps(case: Case) -> None:
+    """A few steps at a large learning rate, one batch each."""
+    skip_deformable(case)
+    spec, detector = case.spec, seeded_detector(case).train()
+    optimizer = _sgd(detector, spec["lr"], spec)
+    for recorded in spec["steps"]:
+        step = recorded["step"]
+        images = _images(case, spec["image_shape"], step=step)
+        losses = _step(case, detector, optimizer, images, f"step{step}_", recorded["epoch"])
+        share = 1e-3 if step < 2 else 2e-2
+        _compare_losses(case, losses, recorded, share, f" of {'early' if step < 2 else 'late'} steps")
+        total = np.linalg.norm(norms(p.grad for p in detector.parameters() if p.grad is not None))
+        case.close("total gradient norm", total, recorded["total_grad_norm"], share * recorded["total_grad_norm"])
+    if "final_param_norms" in spec:
+        _compare_norms(case, detector, spec["final_param_norms"])
+
+
+def run_trajectory(case: Case) -> None:
+    """A short run over a few fixed batches, through the switch of phases.
+
+    Training is chaotic: an input of a ReLU that rounds to the other side of 0 parts two runs of the same code, sooner or
+    later (after step 15 the peer from itself). So the run is done as the peer did, and if it parts early, again under
+    other roundings; an error in a formula would show in all of them.
+    """
+    skip_deformable(case)
+    failures = []
+    for threads, onednn in ROUNDINGS:
+        try:
+            with _rounding(threads, onednn):
+                return _trajectory(case)
+        except AssertionError as failure:
+            failures.append(f"{threads} threads, oneDNN {'on' if onednn else 'off'}: {failure}")
+    raise AssertionError("\n".join(failures))
+
+
+@contextmanager
+def _rounding(threads: int, onednn: bool) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.backends.mkldnn.flags(enabled=onednn):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trajectory(case: Case) -> None:
+    spec, detector = case.spec, seeded_detector(case).train()
+    ramp = re.fullmatch(r"lr \* min\(1, \(step\+1\)/(\d+)\), step from 0", spec["lr_rule"])
+    assert ramp, f"unknown lr_rule {spec['lr_rule']!r}"
+    optimizer = _sgd(detector, spec["lr"], spec)
+    switch = detector.objective.warmup_epochs
+    for step in range(min(spec["steps"], 16)):
+        batch = step % spec["n_batches"]
+        optimizer.param_groups[0]["lr"] = spec["lr"] * min(1, (step + 1) / int(ramp[1]))
+        epoch = 0 if step < spec["switch_step"] else switch
+        losses = _step(case, detector, optimizer, _images(case, spec["shape"], batch=batch), f"batch{batch}_", epoch)
+        recorded = {name: case.arrays[name][step].item() for name in ("loss_cls", "loss_bbox")}
+        when = "steps 0-9" if step < 10 else "steps 10-15"
+        _compare_losses(case, losses, recorded, 1e-4 if step < 10 else 5e-3, f" of {when}")
+
+
+def _step(case: Case, detector: Detector, optimizer, images: Tensor, prefix: str, epoch: int) -> dict[str, Tensor]:
+    """One step on images that fill the batch; its losses."""
+    sizes = torch.tensor([images.shape[-2:]]).expand(len(images), 2)
+    losses = detector.losses(images, sizes, case.targets(prefix), epoch)
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    optimizer.step()
+    return losses
+
+
+def _sgd(detector: Detector, lr: float, spec: dict) -> torch.optim.SGD:
+    trained = [p for p in detector.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, lr, momentum=spec["momentum"], weight_decay=spec["weight_decay"])
+
+
+def _images(case: Case, shape: list[int], **numbers: int) -> Tensor:
+    """Seeded normalised images [B, 3, H, W]; `numbers` fill the tag's place holders."""
+    tag, mean, std = (case.spec["tag_format"][key] for key in ("image", "mean", "std"))
+    return seeded_fill.tensor(tag.format(**numbers), shape, mean, std)
+
+
+@contextmanager
+def _features(detector: Detector) -> Iterator[dict[str, Tensor]]:
+    """C2..C5 and P3..P7 of the next forward pass."""
+    features: dict[str, Tensor] = {}
+    backbone = detector.backbone
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, output, name=name: features.__setitem__(name, output))
+        for name, layer in (("C2", backbone.layer1), ("C3", backbone.layer2), ("C4", backbone.layer3), ("C5", backbone.layer4))
+    ]
+    pyramid = lambda _m, _i, levels: features.update({f"P{i}": level for i, level in enumerate(levels, 3)})  # noqa: E731
+    hooks.append(detector.neck.register_forward_hook(pyramid))
+    try:
+        yield features
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _outputs(predictions: Predictions, pyramid: list[Tensor]) -> dict[str, Tensor]:
+    """Outputs as the peer has them: probabilities, boxes in strides, each level [B, C, Hl, Wl]."""
+    outputs, priors = {}, predictions.priors
+    boxes = predictions.boxes / priors.strides.unsqueeze(1)
+    for what, values in (("cls_score", predictions.log_scores.exp()), ("bbox_pred", boxes)):
+        parts = values.transpose(1, 2).split(priors.counts, dim=2)
+        for level, (part, feature) in enumerate(zip(parts, pyramid, strict=True), 3):
+            outputs[f"{what}_P{level}"] = part.unflatten(2, feature.shape[-2:])
+    return outputs
+
+
+def _compare_losses(case: Case, losses: dict[str, Tensor], recorded: dict, share: float, when: str = "") -> None:
+    for ours, theirs in (("loss_cls", "loss_cls"), ("loss_box", "loss_bbox")):
+        case.close(f"{ours}{when}", losses[ours], recorded[theirs], relative(recorded[theirs], share, 1e-6))
+
+
+def _compare_gradients(case: Case, detector: Detector, recorded: dict) -> None:
+    ours = to_mmdet({name: p.grad for name, p in detector.named_parameters() if p.grad is not None})
+    for name, norm in recorded["param_grad_norms"].items():
+        assert name in ours, f"no gradient of {name}"
+        # one ReLU input that rounds to the other side of 0 moves the gradient of a deep layer by up to 2e-3 of its norm
+        case.close("gradient norms", norms([ours[name]])[0], norm, relative(norm, 5e-3, 1e-6))
+    total = np.linalg.norm(list(recorded["param_grad_norms"].values()))
+    case.close("total gradient norm", np.linalg.norm(norms(ours.values())), total, relative(total, 1e-3))
+    for name in recorded["params_without_grad"]:
+        assert name not in ours, f"{name} has a gradient, recorded none"
+
+
+def _compare_statistics(case: Case, mode: str, detector: Detector) -> None:
+    """Running statistics of BatchNorm after one forward pass in training."""
+    ours = to_mmdet({k: v for k, v in detector.state_dict().items() if k.startswith("backbone.")})
+    for name, recorded in case.arrays.items():
+        if name.startswith(f"{mode}_after_1_step/"):
+            case.close("running statistics", ours[name.split("/")[1]], recorded, relative(recorded, 1e-3, 1e-4))
+
+
+def _compare_norms(case: Case, detector: Detector, recorded: dict[str, float]) -> None:
+    ours = to_mmdet(detector.state_dict())
+    for name, norm in recorded.items():
+        case.close("final norms", norms([ours[name]])[0], norm, relative(norm, 2e-2, 1e-6))

@@ -1,0 +1,103 @@
+"""Assigners at their limits: scores that underflow, boxes that are no numbers, crowds, and a great many objects."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tood.assign.atss import assign_atss
+from tood.assign.task_aligned import assign_task_aligned
+from tood.priors import make_priors
+
+PRIORS = make_priors(((6, 6), (3, 3), (2, 2), (1, 1), (1, 1)), torch.device("cpu"))
+N = len(PRIORS.centres)
+OBJECT = torch.tensor([[[-2.0, -2, 18, 18]]])
+YES, EVERYWHERE = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, N, dtype=torch.bool)
+
+
+def assign(log_scores, boxes, m=5, **options):
+    labels = torch.zeros(1, 1, dtype=torch.int64)
+    options = {"alpha": 1.0, "beta": 6.0} | options
+    return assign_task_aligned(log_scores, boxes, PRIORS.centres, OBJECT, labels, YES, EVERYWHERE, m=m, **options)
+
+
+def test_ranking_survives_where_the_metric_underflows():
+    """s^2 is 0 in float32 for all but one point; the top m are still chosen by score, and those of metric 0 get nothing."""
+    log_scores = torch.full((1, N, 1), -80.0)
+    log_scores[0, 7] = -20.0
+    found = assign(log_scores, OBJECT.expand(1, N, 4), m=1, alpha=2.0)
+    assert (found.object[0] >= 0).nonzero().flatten().tolist() == [7]
+
+
+def test_a_box_that_is_no_number_harms_no_other_point():
+    boxes = PRIORS.anchors.clone()[None]
+    boxes[0, 0], boxes[0, 1] = float("nan"), torch.tensor([-torch.inf, -torch.inf, torch.inf, torch.inf])
+    found = assign(torch.full((1, N, 1), -1.0), boxes, m=N)
+    assert found.object[0, :2].tolist() == [-1, -1]
+    assert (found.object >= 0).any()
+    for values in (found.iou, found.metric, found.target):
+        assert torch.isfinite(values).all()
+
+
+def test_an_object_may_end_with_no_point_when_all_the_best_lie_outside():
+    boxes = torch.zeros(1, N, 4)
+    boxes[0, 30:35] = OBJECT[0]  # perfect boxes, predicted from far away
+    boxes[0, 8] = OBJECT[0] + 1  # a fair one from within
+    log_scores = torch.full((1, N, 1), -0.1)
+    assert (assign(log_scores, boxes, m=5).object == -1).all()
+    inside = assign(log_scores, boxes, m=5, candidates="inside")
+    assert (inside.object[0] >= 0).nonzero().flatten().tolist() == [8]
+    assert inside.target[0, 8] == pytest.approx(inside.iou[0, 8].item(), abs=1e-5)
+
+
+def crowd_assignment(share: float):
+    crowds = torch.tensor([[[-50.0, -50, 10, 200], [0, 0, 0, 0]]])  # the second row is padding
+    return assign_atss(PRIORS, OBJECT, YES, EVERYWHERE, topk=9, ignore_boxes=crowds, ignore_share=share)
+
+
+def test_points_in_a_crowd_are_ignored_by_the_share_that_lies_in_it():
+    x1, x2 = PRIORS.anchors[:, 0], PRIORS.anchors[:, 2]
+    y1, y2 = PRIORS.anchors[:, 1].clamp(min=-50), PRIORS.anchors[:, 3].clamp(max=200)
+    share = (x2.clamp(max=10) - x1.clamp(min=-50)).clamp(min=0) * (y2 - y1) / (x2 - x1).square()
+    for limit in (0.3, 0.6):
+        found = crowd_assignment(limit)
+        assert torch.equal(found.ignored[0], (share > limit) & (found.object[0] < 0))
+        assert found.ignored.any()
+        assert not found.ignored.all()
+
+
+def test_a_share_of_0_turns_ignoring_off():
+    assert crowd_assignment(0.0).ignored is None
+
+
+MANY = """
+import json, resource, torch
+from tood.assign.atss import assign_atss
+from tood.assign.task_aligned import assign_task_aligned
+from tood.priors import make_priors
+torch.set_num_threads(1)
+priors = make_priors(((100, 168), (50, 84), (25, 42), (13, 21), (7, 11)), torch.device("cpu"))
+n, g = len(priors.centres), 5000
+corner = torch.rand(1, g, 2) * 700
+objects = torch.cat([corner, corner + 5 + torch.rand(1, g, 2) * 90], dim=2)
+labels, valid, points = torch.randint(80, (1, g)), torch.ones(1, g).bool(), torch.ones(1, n).bool()
+log_scores, boxes = torch.rand(1, 80, n).log().transpose(1, 2), priors.anchors[None] + torch.rand(1, n, 4)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = [assign_atss(priors, objects, valid, points, topk=9)]
+for candidates in ("all", "inside"):
+    found.append(assign_task_aligned(log_scores, boxes, priors.centres, objects, labels, valid, points,
+                                     alpha=1.0, beta=6.0, m=13, candidates=candidates))
+increase = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(json.dumps({"points": n, "owners": [f.object.unique().numel() for f in found], "bytes": increase}))
+"""
+
+
+def test_5000_objects_in_an_image_take_less_than_2_gigabytes():
+    """Peak resident memory of a process of its own; a single table of all objects' 64-bit keys alone would take 0.9 GB."""
+    done = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["points"] == 22_400
+    assert min(report["owners"]) > 500
+    assert report["bytes"] < 2e9, report

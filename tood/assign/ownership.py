@@ -1,0 +1,55 @@
+"""Rules that every assigner shares: how ties are broken, and which object a point belongs to when several want it.
+
+B images, G objects, N points, C candidates an object.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Assignment(NamedTuple):
+    """Who got which point."""
+
+    object: Tensor  # int64 [B, N]: index of the object, -1 for background
+    iou: Tensor  # float32 [B, N]: IoU by which the owner won, 0 for background
+    metric: Tensor  # float32 [B, N]: the assigner's alignment metric t (1 where it has none), 0 for background
+    target: Tensor  # float32 [B, N]: what the class score should become, 0 for background
+    ignored: Tensor | None = None  # bool [B, N]: points that are neither object nor background
+
+
+def smallest(cost: Tensor, k: int) -> Tensor:
+    """Indices [..., k] of the k smallest of non-negative float32 costs [..., N], smallest first, ties to the lower index.
+
+    torch.topk leaves ties open, and they differ between devices. Here cost and index make one 64-bit key: the bits of a
+    non-negative float order as the float does.
+    """
+    index = torch.arange(cost.shape[-1], device=cost.device)
+    keys = cost.contiguous().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(index)
+    return keys.topk(k, dim=-1, largest=False, sorted=True).values & 0xFFFFFFFF
+
+
+def settle(points: Tensor, wants: Tensor, iou: Tensor, num_points: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Give each contested point to the object with the highest IoU among those that want it, ties to the lower index.
+
+    points int64 [B, G, C], wants bool [B, G, C], iou float32 [B, G, C] >= 0 where wanted.
+    Returns owner int64 [B, N] (-1: nobody), its iou [B, N], and wins bool [B, G, C].
+    The papers say smallest area; the official code and its ports take the highest IoU, and so do the published figures.
+    """
+    b, g, c = points.shape
+    rank = torch.arange(g - 1, -1, -1, device=points.device).view(1, g, 1)  # a lower index must compare as larger
+    keys = (iou.contiguous().view(torch.int32).long() << 32) | rank
+    keys = keys.masked_fill(~wants, -1).view(b, g * c)
+    best = torch.full((b, num_points), -1, dtype=torch.int64, device=points.device)
+    best.scatter_reduce_(1, points.reshape(b, g * c), keys, "amax")
+    owner = torch.where(best >= 0, g - 1 - (best & 0xFFFFFFFF), -1)
+    owner_iou = torch.where(best >= 0, (best >> 32).to(torch.int32).view(torch.float32), 0.0)
+    wins = wants & (best.gather(1, points.reshape(b, g * c)).view(b, g, c) == keys.view(b, g, c))
+    return owner, owner_iou, wins
+
+
+def spread(values: Tensor, points: Tensor, wins: Tensor, num_points: int) -> Tensor:
+    """Lay per-candidate values [B, G, C] >= 0 out over points [B, N]; 0 where no candidate won."""
+    flat = torch.zeros(points.shape[0], num_points, dtype=values.dtype, device=values.device)
+    return flat.scatter_reduce_(1, points.flatten(1), (values * wins).flatten(1), "amax")

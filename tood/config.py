@@ -1,0 +1,213 @@
+"""Typed, frozen configuration and the one function that builds it from plain dictionaries.
+
+No YAML here: `pipeline.config` reads files; `build` checks types, ranges and unknown keys of what they hold.
+A field's metadata says the rest: `low`, `high` bound a number, `identity=False` keeps a field out of the hash
+(paths, addresses, names and other things that do not change results).
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+from tood.errors import ConfigError
+
+
+def bounded(default: float, low: float = -math.inf, high: float = math.inf, *, identity: bool = True) -> Any:
+    """A number field restricted to [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high, "identity": identity})
+
+
+def unhashed(default: Any) -> Any:
+    """A field that does not change results (a path, an address, a count of loader processes)."""
+    return field(default=default, metadata={"identity": False})
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    annotations: str = unhashed("")  # COCO JSON, relative to data.root unless absolute
+    images: str = unhashed("")  # folder that the JSON's file_name is relative to
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: Literal["coco", "digits"] = "coco"  # digits: the offline demo set, made on first use in data.root
+    root: str = unhashed("data/coco")
+    train: SplitConfig = SplitConfig("annotations/instances_train2017.json", "train2017")
+    val: SplitConfig = SplitConfig("annotations/instances_val2017.json", "val2017")
+    long_side: int = bounded(1333, 32, 8192)  # keep-ratio resize: neither side exceeds its bound
+    short_side: int = bounded(800, 32, 8192)
+    short_side_min: int = bounded(0, 0, 8192)  # > 0: multi-scale, uniform in [short_side_min, short_side] a training image
+    flip: float = bounded(0.5, 0, 1)
+    keep_empty: bool = False  # train on images without objects too
+    invalid_boxes: Literal["error", "drop"] = "error"
+    workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    depth: Literal[18, 34, 50, 101] = 50
+    frozen_stages: int = bounded(1, 0, 4)  # 0: all trained; k: the stem and the first k stages are frozen
+    norm_eval: bool = True  # BatchNorm uses its running statistics in training
+
+
+@dataclass(frozen=True)
+class NeckConfig:
+    channels: int = bounded(256, 8, 1024)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = bounded(12, 1, 10_000)
+    seed: int = bounded(0, 0, 2**31 - 1)
+    batch_size: int = bounded(16, 1, 65_536)  # images a step, over all workers
+    lr: float = bounded(0.01, 0, 100)  # for lr_batch_size images a step
+    lr_batch_size: int = bounded(16, 1, 65_536)
+    scale_lr: bool = True  # lr * batch_size / lr_batch_size
+    momentum: float = bounded(0.9, 0, 1)
+    weight_decay: float = bounded(1e-4, 0, 1)
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[int, ...] = (8, 11)  # epochs after which lr is multiplied by gamma
+    gamma: float = bounded(0.1, 0, 1)
+    warmup_steps: int = bounded(500, 0, 1_000_000)
+    warmup_factor: float = bounded(0.001, 0, 1)
+    clip_norm: float = bounded(0.0, 0, 1e6)  # 0: gradients are not clipped
+    accumulate: int = bounded(1, 1, 1024)  # forward passes a step; batch_size is still the images a step
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    ema: float = bounded(0.0, 0, 0.999999)  # decay of the averaged weights; 0: off. Where on, they are evaluated
+    evaluate_every: int = bounded(1, 1, 10_000)  # epochs between evaluations; the last epoch is always evaluated
+    log_every: int = bounded(20, 1, 100_000, identity=False)  # steps between progress lines
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    score_threshold: float = bounded(0.05, 0, 1)
+    nms_iou: float = bounded(0.6, 0, 1)
+    per_level: int = bounded(1000, 1, 1_000_000)  # (point, class) pairs kept a level before NMS
+    max_detections: int = bounded(100, 1, 100_000)
+    min_size: float = bounded(0.0, 0, 10_000)  # original pixels; boxes with a side <= this are dropped
+    clip: bool = False  # clip boxes to the image before NMS (the original TOOD code does, mmdetection does not)
+
+
+def build(cls: type, values: Any, where: str = "") -> Any:
+    """Build the dataclass `cls` from a mapping of plain values.
+
+    Raises ConfigError for unknown keys (naming the nearest valid one), wrong types and values out of range. A class may
+    offer `prepare(values) -> values` to expand shorthands, and `check(self) -> None` for rules between fields.
+    """
+    if dataclasses.is_dataclass(values) and isinstance(values, cls):
+        return values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or cls.__name__}: expected a mapping of keys, got {values!r}")
+    if hasattr(cls, "prepare"):
+        values = cls.prepare(values)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{_join(where, key)}: unknown key{_nearest(key, fields)}")
+    known = {}
+    for name, value in values.items():
+        known[name] = _convert(hints[name], value, _join(where, name), fields[name].metadata)
+    try:
+        built = cls(**known)
+    except TypeError as error:
+        raise ConfigError(f"{where or cls.__name__}: {error}") from None
+    if hasattr(built, "check"):
+        try:
+            built.check()
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+    return built
+
+
+def to_dict(config: Any) -> Any:
+    """Plain JSON-ready values of a configuration, every key written out."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(v) for v in config]
+    if isinstance(config, dict):
+        return {k: to_dict(v) for k, v in config.items()}
+    return config
+
+
+def identity(config: Any) -> Any:
+    """The part of a configuration that changes results: `to_dict` without the fields marked `identity=False`."""
+    if dataclasses.is_dataclass(config):
+        fields = [f for f in dataclasses.fields(config) if f.metadata.get("identity", True)]
+        return {f.name: identity(getattr(config, f.name)) for f in fields}
+    return to_dict(config)
+
+
+def config_hash(config: Any) -> str:
+    """Twelve hex digits that two configurations share exactly when they mean the same results."""
+    return hash_of(identity(config))
+
+
+def hash_of(values: Any) -> str:
+    """The same of plain values, such as the `identity` that a checkpoint keeps."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _convert(kind: Any, value: Any, where: str, limits: Any) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _convert_union(args, value, where, limits)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}{_nearest(value, args)}")
+        return args[args.index(value)]  # 50.0 becomes 50
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(args[0], v, f"{where}[{i}]", limits) for i, v in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    if kind is Any or origin is dict or kind is dict:
+        if kind is not Any and not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
+    low, high = limits.get("low", -math.inf), limits.get("high", math.inf)
+    if kind in (int, float) and not low <= value <= high:  # NaN fails too
+        raise ConfigError(f"{where}: {value} is not between {low} and {high}")
+    return value
+
+
+def _convert_union(options: tuple, value: Any, where: str, limits: Any) -> Any:
+    """`X | None`, or a choice of dataclasses told apart by the default of their field `name`."""
+    if value is None and type(None) in options:
+        return None
+    named = {o.name: o for o in options if dataclasses.is_dataclass(o) and hasattr(o, "name")}
+    if not named:
+        return _convert(next(o for o in options if o is not type(None)), value, where, limits)
+    if isinstance(value, tuple(named.values())):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a mapping with a name of {', '.join(named)}, got {value!r}")
+    name = value.get("name", next(iter(named)))
+    if not isinstance(name, str) or name not in named:
+        raise ConfigError(f"{_join(where, 'name')}: {name!r} is not one of {', '.join(named)}{_nearest(name, named)}")
+    return build(named[name], value, where)
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _nearest(word: Any, valid: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(v) for v in valid], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(map(str, valid))}"

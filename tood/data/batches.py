@@ -1,0 +1,253 @@
+"""From samples to batches: which images come together, the loader processes, padding and normalising.
+
+Shapes: B images of a batch, H x W their padded size, I images of the data set.
+"""
+
+import functools
+import itertools
+import math
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tood.config import DataConfig
+from tood.data.coco import CocoData, ImageRecord
+from tood.data.targets import Targets, pad_targets
+from tood.data.transforms import Sample, load_sample, resize_shape
+from tood.errors import DataError, ToodError
+
+MULTIPLE = 32  # batches are padded to a multiple of it: the stride of C5
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, of 0..255
+
+
+class Batch(NamedTuple):
+    images: Tensor  # u8 [B,3,H,W], in memory [B,H,W,3] as decoders write it; padded right and below with 0
+    sizes: Tensor  # i64 [B,2] (height, width) of each resized image
+    targets: Targets
+    image_ids: Tensor  # i64 [B]
+    original_sizes: Tensor  # i64 [B,2] (height, width) in the file
+    scales: Tensor  # f32 [B,2] (width, height): resized / original
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return Batch(*(value.to(device, non_blocking=non_blocking) for value in self))
+
+
+def normalise(images: Tensor, sizes: Tensor) -> Tensor:
+    """(images - MEAN) / STD, then 0 in the padding. u8 or f32 [B,3,H,W], sizes [B,2] -> f32 [B,3,H,W], contiguous."""
+    mean, std = _statistics(images.device)
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True).sub_(mean).div_(std)
+    rows, columns = (torch.arange(n, device=images.device) for n in images.shape[2:])
+    outside_rows, outside_columns = rows >= sizes[:, :1], columns >= sizes[:, 1:]  # [B,H], [B,W]
+    return pixels.masked_fill_((outside_rows[:, :, None] | outside_columns[:, None, :])[:, None], 0)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
+
+
+def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """u8 images [3,h,w] of any sizes -> u8 [B,3,H,W], padded to a common multiple of 32, and their sizes i64 [B,2]."""
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = _padded(*sizes.amax(0).tolist())
+    stacked = torch.zeros((len(images), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for i, image in enumerate(images):
+        stacked[i, :, : image.shape[1], : image.shape[2]] = image
+    return stacked, sizes
+
+
+def collate(samples: list[Sample]) -> Batch:
+    images, sizes = stack_images([s.image for s in samples])
+    return Batch(
+        images,
+        sizes,
+        pad_targets([s.boxes for s in samples], [s.labels for s in samples]),
+        torch.tensor([s.image_id for s in samples]),
+        torch.tensor([s.original_size for s in samples]),
+        torch.tensor([s.scale for s in samples], dtype=torch.float32),
+    )
+
+
+# -- training: every image once an epoch, in an order that (seed, epoch) fixes ------------------------------------------
+
+
+class TrainSampler:
+    """Which images form which batch of an epoch: landscape with landscape, portrait with portrait.
+
+    A global batch is `batch_size * world` images; rank r takes its r-th part. So neither the batches nor their order
+    depend on how many ranks share them, and all ranks have the same number of full batches.
+
+    No image is left out: what does not fill a batch of its own shape goes, both shapes together, into mixed batches
+    (one or two an epoch), and the last of these is completed by `repeats` images from the start of the epoch's
+    shuffled order, which thus come twice.
+    """
+
+    def __init__(self, landscape: np.ndarray, *, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        """landscape: bool [I], width >= height; batch_size: images of this rank."""
+        self.landscape, self.seed = landscape, seed
+        self.global_size, self.part = batch_size * world, slice(rank * batch_size, (rank + 1) * batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.landscape) // self.global_size)
+
+    @property
+    def repeats(self) -> int:
+        return len(self) * self.global_size - len(self.landscape)
+
+    def batches(self, epoch: int) -> np.ndarray:
+        """Image indices i64 [len(self), batch_size] of this rank in an epoch."""
+        draw = np.random.default_rng((self.seed, epoch))
+        order = draw.permutation(len(self.landscape))
+        full, rest = [], []
+        for bucket in (order[self.landscape[order]], order[~self.landscape[order]]):
+            filled = len(bucket) // self.global_size * self.global_size
+            full.append(bucket[:filled])
+            rest.append(bucket[filled:])
+        whole = np.concatenate([*full, *rest, np.resize(order, self.repeats)]).reshape(-1, self.global_size)
+        return whole[draw.permutation(len(whole)), self.part]
+
+
+class TrainLoader:
+    """Batches for training on one rank; one object serves all epochs, so that its loader processes start once."""
+
+    def __init__(self, data: CocoData, config: DataConfig, *, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        """batch_size: images of this rank. Images without objects (crowds are none) are left out unless keep_empty.
+
+        Raises DataError where no image is left.
+        """
+        self.images = [r for r in data.images if config.keep_empty or not r.crowd.all()]
+        if not self.images:
+            raise DataError(f"{data.annotations}: no image has an object to learn; annotate some, or train on other data")
+        landscape = np.array([r.width >= r.height for r in self.images])
+        self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)
+        self._loader = Loader(config, training=True)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.sampler)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from start_batch on, equal to those of an uninterrupted epoch.
+
+        The batches before it are skipped without reading a file. Starting an epoch ends the one before.
+        """
+        seed = self.sampler.seed
+        self._loader.work[:] = [
+            [(self.images[i], (seed, epoch, self.images[i].image_id % 2**64)) for i in batch]
+            for batch in self.sampler.batches(epoch)[start_batch:].tolist()
+        ]
+        return iter(self._loader)
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+# -- evaluation: every image exactly once over all ranks -------------------------------------------------------------
+
+
+def eval_loader(data: CocoData, config: DataConfig, *, batch_size: int, rank: int = 0, world: int = 1) -> "Loader":
+    """Batches of images that have the same padded size, dealt out to the ranks in turn, the largest first.
+
+    No batch adds padding to what an image has alone, so that results depend neither on batch_size nor on world.
+    The last batch of a size may be smaller, and a rank may get a batch less than another (or none at all).
+    """
+    loader = Loader(config, training=False)
+    padded = {r.image_id: _padded(*resize_shape(r.height, r.width, config.long_side, config.short_side)) for r in data.images}
+    by_size = sorted(data.images, key=lambda r: (-math.prod(padded[r.image_id]), padded[r.image_id], r.image_id))
+    batches = []
+    for _, alike in itertools.groupby(by_size, key=lambda r: padded[r.image_id]):
+        while batch := list(itertools.islice(alike, batch_size)):
+            batches.append([(record, ()) for record in batch])
+    loader.work[:] = batches[rank::world]
+    return loader
+
+
+# -- loader processes ------------------------------------------------------------------------------------------------
+
+
+class Loader:
+    """Iterates over the batches that `work` lists; can be iterated again, after a change of `work` too.
+
+    Loader processes (config.workers; with 0 the caller's own process loads) live from the first iteration to `close`.
+    They get each batch's records with its order, not a copy of the data set, so that their memory stays flat.
+    """
+
+    def __init__(self, config: DataConfig, *, training: bool):
+        self.work: list[list[tuple[ImageRecord, tuple[int, ...]]]] = []  # batches of (record, seed of its randomness)
+        options = {}
+        if config.workers:
+            # Not fork: the trainer has threads (gloo, Ray, MLflow), whose locks a forked child would inherit held; Ray's
+            # documentation forbids it. A fork server is a clean process, and imports torch once for all its children.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            options = {"multiprocessing_context": context, "worker_init_fn": _end_with_parent, "persistent_workers": True}
+        self._loader = DataLoader(
+            _Batches(config, training),
+            sampler=self.work,
+            batch_size=None,  # an item of `work` is a whole batch
+            collate_fn=_as_it_is,
+            num_workers=config.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # of its own: each pass draws from it, and the global one must not notice
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return len(self.work)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _raise_errors(iter(self._loader))
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self._loader = None
+
+
+class _Batches(Dataset):
+    """An item of work -> its batch, or the error that a trainer should see (DataLoader would bury it in a traceback)."""
+
+    def __init__(self, config: DataConfig, training: bool):
+        self.config, self.training = config, training
+
+    def __getitem__(self, items: list[tuple[ImageRecord, tuple[int, ...]]]) -> Batch | ToodError:
+        try:
+            return collate([load_sample(r, self.config, training=self.training, seed=seed) for r, seed in items])
+        except ToodError as error:
+            return error
+
+
+def _as_it_is(batch: Batch | ToodError) -> Batch | ToodError:
+    return batch
+
+
+def _raise_errors(batches: Iterator[Batch | ToodError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, ToodError):
+            raise batch
+        yield batch
+
+
+def _end_with_parent(_worker: int) -> None:
+    """Let this loader process end when the trainer is killed.
+
+    DataLoader's own watch looks at the parent's process id, which is the fork server's here: that one lives as long as
+    its children, so that both would stay for ever.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _padded(height: int, width: int) -> tuple[int, int]:
+    return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE

@@ -1,0 +1,113 @@
+"""From a file to a sample: decode, resize with the ratio kept, flip. Boxes are (x1, y1, x2, y2) in pixels."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tood.boxes import clip
+from tood.config import DataConfig
+from tood.data.coco import ImageRecord
+from tood.errors import DataError
+
+MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows more, some run other programs
+
+
+class Sample(NamedTuple):
+    """One image with the objects to learn (crowds are not among them), after resize and flip."""
+
+    image: Tensor  # u8 [3,H,W] RGB
+    boxes: Tensor  # f32 [G,4] xyxy px of `image`
+    labels: Tensor  # i64 [G]
+    image_id: int
+    original_size: tuple[int, int]  # (height, width) in the file
+    scale: tuple[float, float]  # (width, height): resized / original
+
+
+def load_sample(record: ImageRecord, config: DataConfig, *, training: bool, seed: tuple[int, ...] = ()) -> Sample:
+    """Decode and resize an image; in training also draw its scale and flip.
+
+    All randomness comes from `seed` (run seed, epoch, image id), so a sample depends neither on the number of loader
+    processes nor on what was loaded before. Raises DataError as `decode_record`.
+    """
+    image = decode_record(record)
+    draw = np.random.default_rng(seed) if training else None
+    short_side = config.short_side
+    if training and config.short_side_min > 0:
+        short_side = int(draw.integers(config.short_side_min, config.short_side, endpoint=True))
+    height, width = resize_shape(record.height, record.width, config.long_side, short_side)
+    scale = (width / record.width, height / record.height)
+    image = resize(image, (height, width))
+
+    objects = ~record.crowd
+    boxes = resize_boxes(torch.from_numpy(record.boxes[objects]), scale, (height, width))
+    if training and draw.random() < config.flip:
+        image, boxes = image.flip(-1), flip_boxes(boxes, width)
+    labels = torch.from_numpy(record.labels[objects])
+    return Sample(image, boxes, labels, record.image_id, (record.height, record.width), scale)
+
+
+def decode_record(record: ImageRecord) -> Tensor:
+    """The image of a record, u8 [3,H,W] RGB. Raises DataError where it is broken or has not the annotated size."""
+    image = decode(record.path)
+    if image.shape[1:] != (record.height, record.width):
+        raise DataError(
+            f"{record.path}: image {record.image_id} is {image.shape[2]} pixels wide and {image.shape[1]} high, its "
+            f"annotations say {record.width} x {record.height}; correct the JSON, or restore the image it was made for"
+        )
+    return image
+
+
+def decode(path: Path) -> Tensor:
+    """An image file as u8 [3,H,W] RGB, in memory [H,W,3]. Grey, CMYK, palette and 16-bit images are converted.
+
+    The pixels are taken as stored: COCO's boxes refer to them, so an EXIF orientation is not applied.
+    By Pillow: torchvision's decoder gives the same pixels a fifth sooner, but is deprecated, and importing it costs each
+    loader process seconds. Raises DataError for files that are missing, broken, truncated or of more than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:  # reads the header alone
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    except Image.DecompressionBombError:
+        problem = f"more than {MAX_PIXELS // 10**6} million pixels"
+    except UnidentifiedImageError:
+        problem = f"not an image ({', '.join(FORMATS)})"
+    except FileNotFoundError:
+        problem = "no such file"
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bad data
+        problem = f"cannot be decoded: {error}"
+    raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
+
+
+def resize_shape(height: int, width: int, long_side: int, short_side: int) -> tuple[int, int]:
+    """(height, width) of the largest image of the same ratio with sides <= long_side and short_side, at least 1 px."""
+    scale = min(long_side / max(height, width), short_side / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """u8 [3,H,W] -> u8 [3,*size], bilinear without antialiasing, within a grey level of OpenCV's; memory as in `decode`."""
+    if image.shape[1:] == size:
+        return image
+    batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # strides that say channels-last: no repacking
+    return interpolate(batch, size, mode="bilinear", align_corners=False).squeeze(0)
+
+
+def resize_boxes(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """Boxes [G,4] times scale (width, height), clipped to the resized image's size (height, width)."""
+    return clip(boxes * torch.tensor([*scale, *scale], dtype=boxes.dtype), *size)
+
+
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes [G,4] of the horizontally mirrored image."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)

@@ -1,0 +1,69 @@
+"""The detector: images in, losses or detections out. Its parts are chosen in `tood.detectors`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tood.config import PredictConfig
+from tood.data.batches import Batch, normalise, stack_images
+from tood.data.targets import Targets
+from tood.data.transforms import resize, resize_shape
+from tood.head import DenseHead, Predictions
+from tood.postprocess import detections
+from tood.priors import inside_image
+
+
+class Detector(nn.Module):
+    """`detector(batch, epoch)` gives losses in train mode and detections in eval mode; `predict(images)` takes plain images.
+
+    `objective` owns the assignment and the losses (`tood.objectives`).
+    """
+
+    CLASS_LAYERS = ("head.classes.",)  # parameters whose shape follows the number of classes
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module, head: DenseHead, objective, predict: PredictConfig):
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.objective = objective
+        self.predict_config = predict
+
+    def forward(self, batch: Batch, epoch: int = 0):
+        images = normalise(batch.images, batch.sizes)
+        if self.training:
+            return self.losses(images, batch.sizes, batch.targets, epoch)
+        return self.detect(images, batch.sizes, batch.scales)
+
+    def dense(self, images: Tensor) -> Predictions:
+        """Normalised images [B, 3, H, W], H and W multiples of 32 -> predictions at every point."""
+        return self.head(self.neck(self.backbone(images)))
+
+    def losses(self, images: Tensor, sizes: Tensor, targets: Targets, epoch: int) -> dict[str, Tensor]:
+        """Scalars {"loss_cls", "loss_box"} whose sum is to be minimised; `epoch` decides the objective's phase."""
+        predictions = self.dense(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.objective.losses(predictions, targets, inside_image(predictions.priors, sizes), epoch)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Tensor, scales: Tensor) -> list[dict[str, Tensor]]:
+        """Normalised images -> {"boxes", "scores", "labels"} an image, boxes in px of the original image."""
+        return detections(self.dense(images), sizes, scales, self.predict_config)
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Tensor], *, long_side: int = 1333, short_side: int = 800) -> list[dict[str, Tensor]]:
+        """RGB images [3, H, W], uint8 or float in [0, 1], of any sizes -> detections as torchvision's detectors give them."""
+        was_training, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            resized, scales = [], []
+            for image in images:
+                pixels = image if image.dtype == torch.uint8 else (image * 255).round().clamp(0, 255).to(torch.uint8)
+                height, width = pixels.shape[-2:]
+                shape = resize_shape(height, width, long_side, short_side)
+                resized.append(resize(pixels, shape))
+                scales.append((shape[1] / width, shape[0] / height))
+            stacked, sizes = stack_images(resized)
+            sizes = sizes.to(device)
+            return self.detect(normalise(stacked.to(device), sizes), sizes, torch.tensor(scales, device=device))
+        finally:
+            self.train(was_training)

@@ -1,0 +1,55 @@
+"""ATSS: anchors picked by the statistics of their IoU; focal loss; GIoU weighted by centerness. Also TOOD's first epochs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tood.assign.atss import assign_atss
+from tood.assign.ownership import Assignment
+from tood.config import bounded
+from tood.data.targets import Targets, boxes_of, labels_of
+from tood.head import Predictions
+from tood.losses import centerness, negative_focal, positive_focal
+from tood.objectives.parts import box_loss_sum, class_loss_sum, mean_over_ranks
+
+
+@dataclass(frozen=True)
+class ATSS:
+    """Options of the objective; `losses` and `assign` are its two uses."""
+
+    name: Literal["atss"] = "atss"
+    topk: int = bounded(9, 1, 1000)  # candidates a level
+    focal_alpha: float = bounded(0.25, 0, 1)
+    focal_gamma: float = bounded(2.0, 0, 10)
+    box_weight: float = bounded(2.0, 0, 1000)
+    ignore_crowd: float = bounded(0.0, 0, 1)  # points of which more than this share lies in a crowd are left out; 0: off
+
+    def assign(self, predictions: Predictions, targets: Targets, point_valid: Tensor, epoch: int) -> Assignment:
+        return assign_atss(
+            predictions.priors,
+            targets.boxes,
+            targets.valid,
+            point_valid,
+            topk=self.topk,
+            ignore_boxes=targets.crowds,
+            ignore_share=self.ignore_crowd,
+        )
+
+    def losses(self, predictions: Predictions, targets: Targets, point_valid: Tensor, epoch: int) -> dict[str, Tensor]:
+        found = self.assign(predictions, targets, point_valid, epoch)
+        positive = found.object >= 0
+        counted = point_valid if found.ignored is None else point_valid & ~found.ignored
+        target_boxes = boxes_of(targets, found.object)
+        weight = centerness(predictions.priors.centres, target_boxes) * positive
+        class_sum = class_loss_sum(
+            predictions.log_scores,
+            labels_of(targets, found.object),
+            positive,
+            counted,
+            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
+            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+        )
+        box_sum = box_loss_sum(predictions, target_boxes, weight)
+        positives, weights = mean_over_ranks(positive.sum(), weight.sum())
+        return {"loss_cls": class_sum / positives, "loss_box": self.box_weight * box_sum / weights}

@@ -1,0 +1,84 @@
+"""What moves the weights: learning rate as a function of the step, SGD, averaged weights, and their exact state."""
+
+import bisect
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tood.config import TrainConfig
+
+
+def base_rate(config: TrainConfig) -> float:
+    """The recipe's learning rate, scaled linearly from its own batch size to the one in use."""
+    return config.lr * (config.batch_size / config.lr_batch_size if config.scale_lr else 1.0)
+
+
+def describe_rate(config: TrainConfig) -> str:
+    """How the learning rate came about, in a line."""
+    if config.batch_size == config.lr_batch_size:
+        return f"learning rate {config.lr:g} at {config.batch_size} images a step"
+    if not config.scale_lr:
+        return f"learning rate {config.lr:g} as given, not scaled to {config.batch_size} images a step (train.scale_lr=false)"
+    return (
+        f"learning rate {base_rate(config):g}: the recipe's {config.lr:g} for {config.lr_batch_size} images a step, scaled to "
+        f"{config.batch_size} (train.scale_lr=false keeps it)"
+    )
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step (from 0): linear warm-up by step over steps by epoch, or over a cosine by step."""
+    if config.schedule == "step":
+        factor = config.gamma ** bisect.bisect_right(config.milestones, step // steps_per_epoch)
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * min(step / (config.epochs * steps_per_epoch), 1.0)))
+    if step < config.warmup_steps:
+        done = step / max(config.warmup_steps - 1, 1)
+        factor *= config.warmup_factor + (1 - config.warmup_factor) * done
+    return base_rate(config) * factor
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """SGD on every trainable parameter, norms and biases too, as the peer's recipe has it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(
+        parameters, lr=base_rate(config), momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
+    """Momentum by parameter name; empty before the first step."""
+    buffers = {}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            buffers[f"momentum.{name}"] = momentum
+    return buffers
+
+
+def load_optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if (momentum := tensors.get(f"momentum.{name}")) is not None:
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device).clone()
+
+
+class AveragedWeights:
+    """Exponential moving average of all floating tensors of a model; decay ramps up as (1 + step) / (10 + step)."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.tensors = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        current = model.state_dict()
+        floating = [name for name, t in self.tensors.items() if t.is_floating_point()]
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([self.tensors[n] for n in floating], [current[n] for n in floating], weight)
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                tensor.copy_(current[name])
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,45 @@
+"""A recipe: everything that decides what a training run learns, without where it runs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tood.config import DataConfig, PredictConfig, TrainConfig, build
+from tood.detectors import ModelConfig
+from tood.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    init: str = "imagenet"  # imagenet | none | a model folder, a checkpoint folder or a .safetensors file of ours
+
+    def check(self) -> None:
+        if self.train.batch_size % self.train.accumulate:
+            raise ConfigError(
+                f"train.accumulate: {self.train.accumulate} does not divide train.batch_size={self.train.batch_size}"
+            )
+        if self.data.short_side_min > self.data.short_side:
+            raise ConfigError(
+                f"data.short_side_min: {self.data.short_side_min} is larger than data.short_side={self.data.short_side}"
+            )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe from a JSON file. Raises ConfigError."""
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a JSON file with a recipe") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON ({error})") from None
+    return build(Recipe, values)
+
+
+def recipe_of(config: dict) -> Recipe:
+    """The recipe inside a larger configuration, such as the one a model's manifest keeps."""
+    keys = Recipe.__dataclass_fields__
+    return build(Recipe, {key: value for key, value in config.items() if key in keys})

@@ -1,0 +1,111 @@
+"""The state of a training run: how it starts, what a checkpoint keeps of it, how it goes on from one to the bit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+
+from tood import __version__
+from tood.backbone import load_imagenet
+from tood.checkpoint import ModelInfo, load_checkpoint, load_into, load_model, save_checkpoint
+from tood.config import hash_of
+from tood.data.coco import CocoData
+from tood.detector import Detector
+from tood.detectors import build_detector
+from tood.errors import ConfigError
+from tood.evaluation import Figures
+from tood.optimisation import AveragedWeights, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from tood.recipe import Recipe
+
+
+@dataclass
+class Run:
+    """The moving parts of one training run on one rank."""
+
+    recipe: Recipe
+    config: dict  # what checkpoints say they were made from: the part of a configuration that changes results
+    config_hash: str
+    model: Detector
+    optimizer: torch.optim.SGD
+    ema: AveragedWeights | None
+    device: torch.device
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    dataset: str
+    epoch: int = 0  # epochs done
+    step: int = 0  # optimizer steps done
+
+
+def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData, device: torch.device) -> Run:
+    """A fresh run: seeded weights, then those that `init` names."""
+    model = build_detector(recipe.model, len(train_data.names), recipe.predict)
+    if recipe.init == "imagenet":
+        load_imagenet(model.backbone, recipe.model.backbone.depth)
+    elif recipe.init != "none":
+        source = load_model(Path(recipe.init))
+        load_into(
+            model,
+            source.weights,
+            names=train_data.names,
+            names_from=source.info.names,
+            class_layers=model.CLASS_LAYERS,
+        )
+    model.to(device)
+    if recipe.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    ema = AveragedWeights(model, recipe.train.ema) if recipe.train.ema else None
+    return Run(
+        recipe,
+        config,
+        hash_of(config),
+        model,
+        make_optimizer(model, recipe.train),
+        ema,
+        device,
+        train_data.names,
+        train_data.category_ids,
+        val_data.fingerprint,
+    )
+
+
+def save(run: Run, folder: Path, figures: Figures | None) -> None:
+    """The model folder holds what is evaluated and shared: the averaged weights where averaging is on."""
+    weights = run.model.state_dict()
+    tensors = {**optimizer_tensors(run.optimizer, run.model), "rng": torch.get_rng_state()}
+    if run.ema:
+        tensors |= {f"weights.{name}": tensor for name, tensor in weights.items()}
+        weights = run.ema.tensors
+    info = ModelInfo(
+        config=run.config,
+        config_hash=run.config_hash,
+        names=list(run.names),
+        category_ids=list(run.category_ids),
+        epoch=run.epoch,
+        step=run.step,
+        metrics={f"val/{k}": v for k, v in figures.summary.items()} if figures else {},
+        dataset=run.dataset,
+        versions={"tood": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
+    )
+    position = {"epoch": run.epoch, "batch": 0}
+    save_checkpoint(folder, weights, info, tensors, {"epoch": run.epoch, "step": run.step, "sampler": position})
+
+
+def go_on(run: Run, folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    tensors = checkpoint.tensors
+    if checkpoint.info.config_hash != run.config_hash:
+        raise ConfigError(
+            f"{folder}: was written by another configuration (hash {checkpoint.info.config_hash}, here "
+            f"{run.config_hash}); resume with the same one, or start anew from it with init={folder}"
+        )
+    if run.ema:
+        run.ema.load(checkpoint.weights)
+        run.model.load_state_dict(
+            {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+        )
+    else:
+        run.model.load_state_dict(checkpoint.weights)
+    load_optimizer_tensors(run.optimizer, run.model, tensors)
+    torch.set_rng_state(tensors["rng"].cpu())
+    run.epoch, run.step = checkpoint.state["epoch"], checkpoint.state["step"]

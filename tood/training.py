@@ -1,0 +1,276 @@
+"""Training, plain torch: one process or several under DDP, no launcher known. `python -m tood.training CONFIG.json` runs it.
+
+`train` reads top to bottom: data, model, resume, then epochs of steps, each followed by evaluation and a checkpoint.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tood.config import identity
+from tood.data.batches import Batch, TrainLoader, eval_loader
+from tood.data.coco import CocoData, read_split
+from tood.detector import Detector
+from tood.errors import ConfigError, DataError, ToodError
+from tood.evaluation import coco_figures
+from tood.optimisation import learning_rate
+from tood.progress import EpochReport, StepReport
+from tood.recipe import Recipe, read_recipe
+from tood.results import Detections, merge, results_from_predictions
+from tood.run_state import Run, go_on, save, start
+
+
+class DivergedError(ToodError):
+    """The loss is no longer a number."""
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    config: dict | None = None,
+    device: torch.device | None = None,
+    resume: Path | None = None,
+    stop_after: int | None = None,
+    on_start: Callable[[CocoData, CocoData], None] = lambda train_data, val_data: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> None:
+    """Train to the recipe's last epoch, or until `stop_after` epochs are done.
+
+    Writes the checkpoint of epoch e (from 1) to folder/epoch_0001 and so on; `resume` is such a folder, and training goes
+    on from it to the bit. `config` is what checkpoints say they were made from (default: the recipe's `identity`), and its
+    hash is what a resume insists on. Under an initialised process group each rank calls this with the same arguments.
+    """
+    rank, world = _place()
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _make_deterministic(recipe.train.seed)
+    train_data, val_data = read_split(recipe.data, "train"), read_split(recipe.data, "val")
+    _check_same_classes(train_data, val_data)
+    on_start(train_data, val_data)
+    loader = _train_loader(recipe, train_data, rank, world)
+    run = start(recipe, config or identity(recipe), train_data, val_data, device)
+    if resume is not None:
+        go_on(run, resume)
+    accumulate = recipe.train.accumulate
+    steps_per_epoch = math.ceil(len(loader) / accumulate)
+    wrapped = run.model
+    if world > 1:
+        wrapped = DistributedDataParallel(run.model, gradient_as_bucket_view=True)
+    stop = min(recipe.train.epochs, stop_after or recipe.train.epochs)
+    try:
+        for epoch in range(run.epoch, stop):
+            started = time.monotonic()
+            _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None)
+            run.epoch = epoch + 1
+            seconds = time.monotonic() - started
+            last = run.epoch == recipe.train.epochs
+            metrics, figures, found = {}, None, None
+            if last or run.epoch % recipe.train.evaluate_every == 0:
+                found = detect_all(run.model, val_data, recipe, device, weights=run.ema and run.ema.tensors)
+                if rank == 0:
+                    figures = coco_figures(val_data.annotations, found)
+                    metrics = {f"val/{name}": value for name, value in figures.summary.items()}
+            checkpoint = None
+            if rank == 0:
+                metrics["perf/epoch_seconds"] = seconds
+                metrics["perf/evaluation_seconds"] = time.monotonic() - started - seconds
+                checkpoint = folder / f"epoch_{run.epoch:04d}"
+                save(run, checkpoint, figures)
+            on_epoch(EpochReport(epoch, run.step, metrics, figures, found, checkpoint, last))
+    finally:
+        loader.close()
+
+
+def detect_all(
+    model: Detector,
+    data: CocoData,
+    recipe: Recipe,
+    device: torch.device,
+    weights: dict[str, Tensor] | None = None,
+) -> Detections | None:
+    """Detections of the whole data set, each rank on its share; merged on rank 0, None elsewhere.
+
+    `weights`: evaluate these instead of the model's own, which come back afterwards.
+    """
+    rank, world = _place()
+    own = None
+    if weights is not None:
+        own = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        model.load_state_dict(weights)
+    was_training = model.training
+    model.eval()
+    batch_size = max(1, recipe.train.batch_size // world // recipe.train.accumulate)
+    found = []
+    with torch.no_grad(), _precision(recipe, device):
+        for batch in eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world):
+            batch = _on_device(batch, recipe, device)
+            found.append(results_from_predictions(batch.image_ids, model(batch), data.category_ids))
+    model.train(was_training)
+    if own is not None:
+        model.load_state_dict(own)
+    mine = merge(found)
+    if world == 1:
+        return mine
+    gathered: list[Detections] | None = [mine] * world if rank == 0 else None
+    dist.gather_object(mine, gathered)
+    return merge(gathered) if rank == 0 else None
+
+
+def _train_epoch(
+    run: Run, model: nn.Module, loader: TrainLoader, epoch: int, steps_per_epoch: int, on_step: Callable | None
+) -> None:
+    config = run.recipe.train
+    model.train()
+    total = torch.zeros(2, device=run.device)  # sums of loss_cls and loss_box since the last report; read by the host then
+    since, started = 0, time.monotonic()
+    batches = iter(loader.epoch(epoch))
+    for i in range(steps_per_epoch):
+        rate = learning_rate(config, run.step, steps_per_epoch)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        micro = min(config.accumulate, len(loader) - i * config.accumulate)
+        for j in range(micro):
+            batch = _on_device(next(batches), run.recipe, run.device)
+            wait = contextlib.nullcontext() if j == micro - 1 or model is run.model else model.no_sync()
+            with wait:
+                with _precision(run.recipe, run.device):
+                    losses = model(batch, epoch)
+                (sum(losses.values()) / micro).backward()
+            total += torch.stack([losses["loss_cls"], losses["loss_box"]]).detach() / micro
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.ema:
+            run.ema.update(run.model, run.step)
+        run.step += 1
+        since += 1
+        if (i + 1) % config.log_every == 0 or i + 1 == steps_per_epoch:
+            means = (total / since).tolist()
+            if not all(map(math.isfinite, means)):
+                raise DivergedError(
+                    f"epoch {epoch + 1}, step {run.step}: the loss is not a number (cls {means[0]}, box {means[1]}); lower "
+                    "train.lr, lengthen train.warmup_steps or set train.clip_norm=35"
+                )
+            if on_step:
+                on_step(_step_report(run, epoch, steps_per_epoch, means, rate, since / (time.monotonic() - started)))
+            total.zero_()
+            since, started = 0, time.monotonic()
+
+
+def _step_report(
+    run: Run, epoch: int, steps_per_epoch: int, means: list[float], rate: float, steps_a_second: float
+) -> StepReport:
+    config = run.recipe.train
+    metrics = {
+        "train/loss": sum(means),
+        "train/loss_cls": means[0],
+        "train/loss_box": means[1],
+        "train/lr": rate,
+        "perf/images_per_second": config.batch_size * steps_a_second,
+    }
+    if run.device.type == "cuda":
+        metrics["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(run.device) / 2**30
+    left = (config.epochs * steps_per_epoch - run.step) / steps_a_second
+    return StepReport(epoch, run.step, steps_per_epoch, metrics, left)
+
+
+def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> TrainLoader:
+    config = recipe.train
+    micro = config.batch_size // config.accumulate
+    if micro % world:
+        raise ConfigError(
+            f"train.batch_size: {config.batch_size} images a step (accumulate={config.accumulate}) cannot be shared "
+            f"evenly by {world} workers; use a multiple of {world * config.accumulate}"
+        )
+    return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, rank=rank, world=world)
+
+
+def _check_same_classes(train_data: CocoData, val_data: CocoData) -> None:
+    if (train_data.names, train_data.category_ids) != (val_data.names, val_data.category_ids):
+        raise DataError(
+            f"{val_data.annotations}: its categories differ from those of {train_data.annotations}; both files must list "
+            "the same category ids and names"
+        )
+
+
+def _on_device(batch: Batch, recipe: Recipe, device: torch.device) -> Batch:
+    batch = batch.to(device, non_blocking=True)
+    if recipe.train.channels_last:
+        batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+    return batch
+
+
+def _precision(recipe: Recipe, device: torch.device):
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
+
+
+def _place() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _make_deterministic(seed: int) -> None:
+    """Same seed, same bits: on CUDA this needs deterministic kernels, without their costly fill of fresh memory."""
+    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train from a JSON recipe in this process, or as one of torchrun's."""
+    parser = argparse.ArgumentParser(prog="python -m tood.training", description=main.__doc__)
+    parser.add_argument("config", type=Path, help="JSON file with a recipe")
+    parser.add_argument("--output", type=Path, default=Path("runs/training"), help="folder for checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    parser.add_argument("--stop-after", type=int, metavar="EPOCHS", help="stop once this many epochs are done")
+    options = parser.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    try:
+        recipe = read_recipe(options.config)
+        done = sorted(options.output.glob("epoch_*/manifest.json")) if options.resume else []
+        train(
+            recipe,
+            options.output,
+            device=device,
+            resume=done[-1].parent if done else None,
+            stop_after=options.stop_after,
+            on_step=lambda report: print(report.line(recipe.train.epochs), flush=True),
+            on_epoch=_print_epoch,
+        )
+    except ToodError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _print_epoch(report: EpochReport) -> None:
+    if report.metrics:
+        shown = " ".join(f"{k} {v:.4f}" for k, v in report.metrics.items() if k in ("val/AP", "val/AP50", "val/AP75"))
+        print(f"epoch {report.epoch + 1} done: {shown} in {report.metrics['perf/epoch_seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
