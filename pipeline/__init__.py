@@ -1,1 +1,15 @@
 """The experiment pipeline around `tood`: Ray Train and Tune, MLflow, object storage."""
+
+import os
+
+# Ray reads these when it is imported, so they are set before anything here imports it; a person's own settings win.
+for _name, _value in {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll; Ray's own is 2 s
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every progress line appears twice
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_DEDUP_LOGS": "0",  # it takes the progress lines of different trials for repetitions
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without evaluation report no AP
+    "RAY_AIR_NEW_OUTPUT": "0",  # the table of trials is ours
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere unasked
+}.items():
+    os.environ.setdefault(_name, _value)

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.arguments import Parser, number
 from tood.errors import DataError, ToodError
 
 EXPERIMENT = "a shipped experiment's name (`tood experiments`) or a YAML file"
@@ -16,8 +18,10 @@ SETTINGS = "overrides such as train.epochs=24 data.root=/data/coco"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb. 0: done; 1: some trials failed; 2: an error that the person can act on."""
-    options = _parser().parse_args(arguments)
+    for chatty in ("mlflow", "alembic", "ray.train", "ray.tune"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
+        options = _parser().parse_args(arguments)
         return options.run(options) or 0
     except ToodError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -203,11 +207,11 @@ def _data_values(experiment: str | None, settings: Sequence[str]) -> tuple[dict,
     return values.get("data", {}), tracking_address(checked, output), output
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tood", description="Experiments with one-stage object detection on Ray and MLflow.")
+def _parser() -> Parser:
+    parser = Parser(prog="tood", description="Experiments with one-stage object detection on Ray and MLflow.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    def verb(name: str, run, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, run, text: str) -> Parser:
         added = verbs.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
@@ -219,14 +223,15 @@ def _parser() -> argparse.ArgumentParser:
         added = verb(name, run, text)
         added.add_argument("experiment", help=EXPERIMENT)
         added.add_argument("settings", nargs="*", metavar="key=value", help=SETTINGS)
-        added.add_argument(
-            "--dry-run", action="store_true", help="print the resolved configuration and its hash, start nothing"
-        )
+        added.add_argument("--dry-run", action="store_true", help="print the resolved configuration and its hash, start nothing")
         added.add_argument("--resume", action="store_true", help="go on with the newest run of these very settings")
         added.add_argument("--json", action="store_true", help="end with a JSON line of the outcome")
         if name == "train":
             added.add_argument(
-                "--stop-after", type=int, metavar="EPOCHS", help="stop once so many epochs are done; see --resume"
+                "--stop-after",
+                type=number(int, 1, 10_000),
+                metavar="EPOCHS",
+                help="stop once so many epochs are done; see --resume",
             )
 
     added = verb("evaluate", _evaluate, "COCO's twelve figures of a model or of a file of detections")
@@ -242,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("model", help="models:/NAME@alias, a model folder, or a .safetensors file")
     added.add_argument("images", nargs="+", help="image files or folders")
     added.add_argument("--output", default="runs/predictions", help="folder for pictures and predictions.json")
-    added.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (default 0.3)")
+    added.add_argument("--threshold", type=number(float, 0, 1), default=0.3, help="lowest score shown (default 0.3)")
     added.add_argument("--set", action="append", default=[], metavar="key=value", help="such as tracking.uri or output")
     added.add_argument("--json", action="store_true")
 
@@ -255,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("ui", _ui, "serve MLflow's pages for the embedded tracking database")
     added.add_argument("settings", nargs="*", metavar="key=value", help="such as output=runs")
     added.add_argument("--host", default="127.0.0.1")
-    added.add_argument("--port", type=int, default=5000)
+    added.add_argument("--port", type=number(int, 1, 65_535), default=5000)
 
     verb("experiments", _experiments, "list the shipped experiments")
 

@@ -9,13 +9,6 @@ from typing import NamedTuple
 from pipeline.config import RayConfig
 from pipeline.errors import ClusterError
 
-# Read by Ray when it is imported or when a controller starts; a person's own settings win.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for the next poll; Ray's own is 2 s
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every progress line appears twice
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # epochs without evaluation report no AP
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table of trials is ours
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-
 TRIAL_CPUS = 1  # a Tune trial's own driver process
 
 
@@ -48,6 +41,8 @@ def connected(config: RayConfig, needed_cpus: int, say=print) -> Iterator[None]:
             cpus = max(needed_cpus, os.cpu_count() or 1)
             if cpus > (os.cpu_count() or 1):
                 say(f"embedded Ray: declaring {cpus} logical CPUs on {os.cpu_count()} cores, as the runs ask for so many")
+            # Nobody preempts this machine, and a watcher is one more process for each run.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # A dashboard is needed even here: Ray Train finds and frees the resources of a stopped trial through it.
             ray.init(address="local", num_cpus=cpus, include_dashboard=True, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:

@@ -178,15 +178,18 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
         values = OmegaConf.to_container(loaded)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid YAML ({_first_line(error)})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys")
     _refuse_interpolation(values, str(path))
     parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) and parent for parent in parents):
+        raise ConfigError(f"{path}: extends: expected the name of an experiment or a list of names, got {parents!r}")
     merged: dict = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = merge(merged, _read(_parent_file(str(parent), path), (*chain, path)))
+    for parent in parents:
+        merged = merge(merged, _read(_parent_file(parent, path), (*chain, path)))
     merged.pop("name", None)  # a name and a description are a file's own
     merged.pop("description", None)
     return merge(merged, values)

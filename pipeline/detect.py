@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.registry import pull
-from tood.checkpoint import Model, load_model
+from pipeline.registry import pull, resolve
+from tood.checkpoint import Model, load_into, load_model
 from tood.config import DataConfig, build, to_dict
 from tood.data.coco import read_split
 from tood.data.transforms import decode
 from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.draw import draw_detections
-from tood.errors import DataError
+from tood.errors import CheckpointError, DataError
 from tood.evaluation import Figures, coco_figures
 from tood.recipe import Recipe, recipe_of
 from tood.results import Detections, merge, results_from_predictions, write_results
@@ -27,8 +27,12 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 def find_model(name: str, tracking: str, cache: Path) -> Path:
     """A model by its folder or file, or by its name in the registry; pulled ones stay in `cache`, verified at each use."""
     if not name.startswith("models:/"):
-        return Path(name).expanduser()
-    return pull(name, tracking, cache / name.removeprefix("models:/").replace("/", "-"))
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise CheckpointError(f"{name}: no such model folder or file; registered models are named models:/NAME@alias")
+        return path
+    version = resolve(name, tracking)
+    return pull(version, tracking, cache / version.removeprefix("models:/").replace("/", "-"))
 
 
 def open_model(path: Path) -> tuple[Model, Recipe, Detector]:
@@ -36,7 +40,8 @@ def open_model(path: Path) -> tuple[Model, Recipe, Detector]:
     model = load_model(path)
     recipe = recipe_of(model.info.config)
     detector = build_detector(recipe.model, len(model.info.names), recipe.predict)
-    detector.load_state_dict(model.weights)
+    names = model.info.names
+    load_into(detector, model.weights, names_from=names, names=names, class_layers=detector.CLASS_LAYERS)
     return model, recipe, detector.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -11,7 +11,6 @@ from pipeline.mlflow_links import chart_url, compare_url, save_sweep_view
 from pipeline.registry import Version, publish
 from pipeline.run_facts import environment_tags
 from pipeline.site import Site, absolute
-from pipeline.space import swept_keys
 from pipeline.sweep import Plan, Trial, describe
 from pipeline.tracking import SWEEP, Run, history
 
@@ -97,7 +96,8 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
             say(f"failed: {describe(trial.values)}: {trial.error}")
     if version is not None:
         say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
-    keys = [name for name in ("alpha", "beta", "m", "head") if name in own] or own or swept_keys(experiment.sweep.space)
+    everywhere = [name for name in own if all(name in t.params for t in trials)]  # the view leaves out runs that lack one
+    keys = [name for name in ("alpha", "beta", "m", "head") if name in everywhere] or everywhere
     view = save_sweep_view(site.tracking, site.experiment_id, keys, [metric, "val/AP50", "train/loss"])
     start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
     say(f"pictures:  {folder}/ranking.png, curves.png")

@@ -47,7 +47,7 @@ def train_experiment(
             cluster.concurrency(cluster.demand(experiment.ray, gpus), 1)
             address = Address(
                 run=run,
-                store=site.store.url,
+                store=site.store_url,
                 tracking=site.tracking,
                 mlflow_run=tracked.run_id,
                 ray_storage=site.ray_storage(experiment, run),

@@ -4,12 +4,16 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from pipeline.config import Experiment
+from pipeline.detect import find_model
 from pipeline.mlflow_access import connect, resolve_uri
 from pipeline.storage import Store, check, open_store
 from pipeline.tracking import experiment_id
-from tood.data.coco import read_split
 from tood.errors import ConfigError
+from tood.run_state import start
+from tood.training import read_data
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where `tood ui` serves by default
 
@@ -19,7 +23,12 @@ class Site:
     output: Path  # folder of the embedded parts and of what a person reads
     tracking: str  # MLflow's address
     experiment_id: str
-    store: Store
+    store_url: str
+
+    @property
+    def store(self) -> Store:
+        """The object store. Opened anew at each use: a site travels to trials, an open connection cannot."""
+        return open_store(self.store_url)
 
     @property
     def ui(self) -> str:
@@ -27,12 +36,12 @@ class Site:
 
     def ray_storage(self, experiment: Experiment, run: str) -> str:
         """Ray's own state: on one machine a folder; on a cluster beside the checkpoints, where every node reaches it."""
-        if not experiment.ray.address or not self.store.url.startswith("s3://"):
+        if not experiment.ray.address or not self.store_url.startswith("s3://"):
             return str(self.output / run / "ray")
         endpoint = next((os.environ[v] for v in _ENDPOINTS if os.environ.get(v)), "")
         scheme, _, host = endpoint.partition("://")
         query = f"?endpoint_override={host}&scheme={scheme}" if host else ""
-        return f"{self.store.url.rstrip('/')}/ray/{run}{query}"
+        return f"{self.store_url.rstrip('/')}/ray/{run}{query}"
 
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
@@ -58,18 +67,22 @@ def tracking_address(experiment: Experiment, output: Path) -> str:
 
 
 def prepare(experiment: Experiment) -> Site:
-    """Reach everything that a run will need, and read its data once; raises the ToodError of what fails."""
+    """Reach everything that a run will need: data, tracking, store, initial weights. Raises the ToodError of what fails."""
     output = Path(experiment.output)
     tracking = tracking_address(experiment, output)
+    store = open_store(experiment.storage.url or str(output / "store"))
+    here = not experiment.ray.address  # on a cluster, data and weights may lie on the nodes alone
+    data = read_data(experiment.data) if here else None
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output: {output} cannot be made ({error.strerror}); choose another folder") from None
-    store = open_store(experiment.storage.url or str(output / "store"))
-    check(store)
     connect(tracking)
-    if not experiment.ray.address:  # on a cluster the data may lie on the nodes alone
-        for split in ("train", "val"):
-            read_split(experiment.data, split)
+    check(store)
+    recipe = experiment.recipe
+    if recipe.init.startswith("models:/"):
+        recipe = replace(recipe, init=str(find_model(recipe.init, tracking, output / "models")))
+    if here and recipe.init != "none":
+        start(recipe, {}, *data, torch.device("cpu"))
     name = experiment.tracking.experiment or experiment.name
-    return Site(output, tracking, experiment_id(tracking, name), store)
+    return Site(output, tracking, experiment_id(tracking, name), store.url)

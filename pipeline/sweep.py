@@ -187,7 +187,7 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
     tracked.params(params)
     address = Address(
         run=f"{plan.sweep}-{trial_id}",
-        store=site.store.url,
+        store=site.store_url,
         tracking=site.tracking,
         mlflow_run=tracked.run_id,
         ray_storage=site.ray_storage(experiment, plan.sweep),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pipeline import plots
@@ -99,6 +100,7 @@ def fit(
             failure_config=ray_train.FailureConfig(max_failures=experiment.ray.max_failures, controller_failure_limit=3),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),  # else it prints each report whole, beside our lines
         ),
     )
     try:
@@ -152,6 +154,8 @@ class _Worker:
             on_step=self.stepped,
             on_epoch=self.epoch_done,
         )
+        if self.tracked:
+            self.tracked.deliver()
 
     def started(self, train_data: CocoData, val_data: CocoData) -> None:
         self.val_data = val_data

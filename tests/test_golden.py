@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
-from parity import assignment, coco, criteria, detections, extras, heads, images, losses, models
-from parity.case import LARGEST, Case, read_spec
+
+from tests.parity import assignment, coco, criteria, detections, extras, heads, images, losses, models
+from tests.parity.case import LARGEST, Case, read_spec
 
 FOLDER = Path(os.environ.get("TOOD_GOLDEN") or Path(__file__).parent / "golden")
 
@@ -81,15 +81,6 @@ def _kind(path: Path) -> str | None:
 
 
 CASES = list(collect(FOLDER))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    """As the peer ran: the same number of threads splits the same sums the same way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

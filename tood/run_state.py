@@ -83,7 +83,7 @@ def save(run: Run, folder: Path, figures: Figures | None) -> None:
         category_ids=list(run.category_ids),
         epoch=run.epoch,
         step=run.step,
-        metrics={f"val/{k}": v for k, v in figures.summary.items()} if figures else {},
+        metrics=val_metrics(figures) if figures else {},
         dataset=run.dataset,
         versions={"tood": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
     )
@@ -109,3 +109,8 @@ def go_on(run: Run, folder: Path) -> None:
     load_optimizer_tensors(run.optimizer, run.model, tensors)
     torch.set_rng_state(tensors["rng"].cpu())
     run.epoch, run.step = checkpoint.state["epoch"], checkpoint.state["step"]
+
+
+def val_metrics(figures: Figures) -> dict[str, float]:
+    """Figures as metrics `val/AP` and so on; those that the data leaves undefined (-1: no small objects, say) are absent."""
+    return {f"val/{name}": value for name, value in figures.summary.items() if value >= 0}

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tood.config import identity
-from tood.data.batches import Batch, TrainLoader, eval_loader
+from tood.config import DataConfig, identity
+from tood.data.batches import Batch, TrainLoader, eval_loader, learnable
 from tood.data.coco import CocoData, read_split
 from tood.detector import Detector
 from tood.errors import ConfigError, DataError, ToodError
@@ -27,7 +27,7 @@ from tood.optimisation import learning_rate
 from tood.progress import EpochReport, StepReport
 from tood.recipe import Recipe, read_recipe
 from tood.results import Detections, merge, results_from_predictions
-from tood.run_state import Run, go_on, save, start
+from tood.run_state import Run, go_on, save, start, val_metrics
 
 
 class DivergedError(ToodError):
@@ -55,8 +55,7 @@ def train(
     rank, world = _place()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _make_deterministic(recipe.train.seed)
-    train_data, val_data = read_split(recipe.data, "train"), read_split(recipe.data, "val")
-    _check_same_classes(train_data, val_data)
+    train_data, val_data = read_data(recipe.data)
     on_start(train_data, val_data)
     loader = _train_loader(recipe, train_data, rank, world)
     run = start(recipe, config or identity(recipe), train_data, val_data, device)
@@ -80,7 +79,7 @@ def train(
                 found = detect_all(run.model, val_data, recipe, device, weights=run.ema and run.ema.tensors)
                 if rank == 0:
                     figures = coco_figures(val_data.annotations, found)
-                    metrics = {f"val/{name}": value for name, value in figures.summary.items()}
+                    metrics = val_metrics(figures)
             checkpoint = None
             if rank == 0:
                 metrics["perf/epoch_seconds"] = seconds
@@ -90,6 +89,18 @@ def train(
             on_epoch(EpochReport(epoch, run.step, metrics, figures, found, checkpoint, last))
     finally:
         loader.close()
+
+
+def read_data(config: DataConfig) -> tuple[CocoData, CocoData]:
+    """The train and the val split, fit for training: the same classes in both, something to learn. Raises DataError."""
+    train_data, val_data = read_split(config, "train"), read_split(config, "val")
+    if (train_data.names, train_data.category_ids) != (val_data.names, val_data.category_ids):
+        raise DataError(
+            f"{val_data.annotations}: its categories differ from those of {train_data.annotations}; both files must list "
+            "the same category ids and names"
+        )
+    learnable(train_data, config)
+    return train_data, val_data
 
 
 def detect_all(
@@ -195,14 +206,6 @@ def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> Trai
             f"evenly by {world} workers; use a multiple of {world * config.accumulate}"
         )
     return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, rank=rank, world=world)
-
-
-def _check_same_classes(train_data: CocoData, val_data: CocoData) -> None:
-    if (train_data.names, train_data.category_ids) != (val_data.names, val_data.category_ids):
-        raise DataError(
-            f"{val_data.annotations}: its categories differ from those of {train_data.annotations}; both files must list "
-            "the same category ids and names"
-        )
 
 
 def _on_device(batch: Batch, recipe: Recipe, device: torch.device) -> Batch:

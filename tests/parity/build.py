@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from parity import seeded_fill
-from parity.case import Case
+from tests.parity import seeded_fill
+from tests.parity.case import Case
 from tood.config import PredictConfig, build
 from tood.detector import Detector
 from tood.detectors import ModelConfig, build_detector

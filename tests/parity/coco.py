@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from parity.case import Case, read_spec
+from tests.parity.case import Case, read_spec
 from tood.evaluation import coco_figures, precision_recall, read_results, read_truth
 
 EXACT = 1e-12

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.case import Case, gradient, of_largest, relative
+from tests.parity.case import Case, gradient, of_largest, relative
 from tood.alignment import aligned_log_scores, sample_sides
 from tood.boxes import aligned_giou, aligned_iou, overlap_share, pairwise_iou
 from tood.losses import giou_loss, negative_focal, positive_focal, quality_focal

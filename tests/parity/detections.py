@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.build import image_scales, image_sizes, predict_config
-from parity.case import Case
+from tests.parity.build import image_scales, image_sizes, predict_config
+from tests.parity.case import Case
 from tood.config import PredictConfig
 from tood.head import Predictions
 from tood.postprocess import detections

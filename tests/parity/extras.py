@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from parity.build import model_config
-from parity.case import Case, read_spec, relative
+from tests.parity.build import model_config
+from tests.parity.case import Case, read_spec, relative
 from tood.backbone import Backbone
 from tood.boxes import clip, delta_to_box
 from tood.config import BackboneConfig, TrainConfig, build

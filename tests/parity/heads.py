@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import tood.head
-from parity import seeded_fill
-from parity.build import seeded_head, skip_deformable
-from parity.case import Case, norms, of_largest, read_spec, relative
+from tests.parity import seeded_fill
+from tests.parity.build import seeded_head, skip_deformable
+from tests.parity.case import Case, norms, of_largest, read_spec, relative
 from tood.alignment import aligned_boxes, sample_sides
 from tood.head import DenseHead
 from tood.mmdet import to_mmdet

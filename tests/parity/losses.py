@@ -4,8 +4,8 @@ import re
 
 import torch
 
-from parity.build import image_sizes, model_config, skip_deformable
-from parity.case import Case, gradient, relative
+from tests.parity.build import image_sizes, model_config, skip_deformable
+from tests.parity.case import Case, gradient, relative
 from tood.data.targets import boxes_of, labels_of
 from tood.head import Predictions
 from tood.priors import inside_image, make_priors

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity import seeded_fill
-from parity.build import image_scales, image_sizes, seeded_detector, seeded_state, skip_deformable
-from parity.case import Case, norms, relative
-from parity.detections import compare_detections
+from tests.parity import seeded_fill
+from tests.parity.build import image_scales, image_sizes, seeded_detector, seeded_state, skip_deformable
+from tests.parity.case import Case, norms, relative
+from tests.parity.detections import compare_detections
 from tood.detector import Detector
 from tood.head import Predictions
 from tood.mmdet import from_mmdet, to_mmdet
 
 LEVELS = range(3, 8)
-ROUNDINGS = ((2, True), (1, True), (2, False), (1, False))  # threads, convolutions by oneDNN; the first is the peer's
+ATTEMPTS = 12  # at a trajectory; where one ReLU input lies on the brink, about half of all runs follow
 
 
 def run(case: Case) -> None:
@@ -38,7 +38,7 @@ def run(case: Case) -> None:
     for name, recorded in spec["losses"].items():
         mode, epoch = re.fullmatch(r"(\w+)_ep(\d+)", name).groups()
         detector.load_state_dict(from_mmdet(seeded_state(case)))
-        detector.backbone.norm_eval = mode != "train_batch_stats"
+        detector.backbone.norm_eval = {"train_norm_eval": True, "train_batch_stats": False}[mode]
         detector.train()
         with _features(detector) as features:
             losses = detector.losses(images, sizes, case.targets(), int(epoch))
@@ -87,34 +87,25 @@ def run_steps(case: Case) -> None:
 def run_trajectory(case: Case) -> None:
     """A short run over a few fixed batches, through the switch of phases.
 
-    Training is chaotic: an input of a ReLU that rounds to the other side of 0 parts two runs of the same code, sooner or
-    later (after step 15 the peer from itself). So the run is done as the peer did, and if it parts early, again under
-    other roundings; an error in a formula would show in all of them.
+    Training is chaotic: one ReLU input that rounds to the other side of 0 parts two runs of the same code, sooner or later
+    (after step 15 the peer from itself, ours from ours with another number of threads at times after step 2). So a run
+    that parts early is repeated from weights moved by at most a unit of their last place: one of these runs must follow
+    the recorded one. An error in a formula would show in all of them, from the first steps on.
     """
     skip_deformable(case)
     failures = []
-    for threads, onednn in ROUNDINGS:
+    for attempt in range(ATTEMPTS):
         try:
-            with _rounding(threads, onednn):
-                return _trajectory(case)
+            return _trajectory(case, attempt)
         except AssertionError as failure:
-            failures.append(f"{threads} threads, oneDNN {'on' if onednn else 'off'}: {failure}")
-    raise AssertionError("\n".join(failures))
+            failures.append(str(failure))
+    raise AssertionError(f"in none of {ATTEMPTS} runs:\n" + "\n".join(failures))
 
 
-@contextmanager
-def _rounding(threads: int, onednn: bool) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.backends.mkldnn.flags(enabled=onednn):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _trajectory(case: Case) -> None:
+def _trajectory(case: Case, attempt: int) -> None:
     spec, detector = case.spec, seeded_detector(case).train()
+    if attempt:
+        _move_last_places(detector, attempt)
     ramp = re.fullmatch(r"lr \* min\(1, \(step\+1\)/(\d+)\), step from 0", spec["lr_rule"])
     assert ramp, f"unknown lr_rule {spec['lr_rule']!r}"
     optimizer = _sgd(detector, spec["lr"], spec)
@@ -127,6 +118,13 @@ def _trajectory(case: Case) -> None:
         recorded = {name: case.arrays[name][step].item() for name in ("loss_cls", "loss_bbox")}
         when = "steps 0-9" if step < 10 else "steps 10-15"
         _compare_losses(case, losses, recorded, 1e-4 if step < 10 else 5e-3, f" of {when}")
+
+
+@torch.no_grad()
+def _move_last_places(detector: Detector, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in detector.parameters():
+        parameter *= 1 + (2 * torch.rand(parameter.shape, generator=generator) - 1) * 2**-24
 
 
 def _step(case: Case, detector: Detector, optimizer, images: Tensor, prefix: str, epoch: int) -> dict[str, Tensor]:

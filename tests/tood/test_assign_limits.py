@@ -85,19 +85,20 @@ objects = torch.cat([corner, corner + 5 + torch.rand(1, g, 2) * 90], dim=2)
 labels, valid, points = torch.randint(80, (1, g)), torch.ones(1, g).bool(), torch.ones(1, n).bool()
 log_scores, boxes = torch.rand(1, 80, n).log().transpose(1, 2), priors.anchors[None] + torch.rand(1, n, 4)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = [assign_atss(priors, objects, valid, points, topk=9)]
-for candidates in ("all", "inside"):
-    found.append(assign_task_aligned(log_scores, boxes, priors.centres, objects, labels, valid, points,
-                                     alpha=1.0, beta=6.0, m=13, candidates=candidates))
+found = [
+    assign_atss(priors, objects, valid, points, topk=9),
+    assign_task_aligned(log_scores, boxes, priors.centres, objects, labels, valid, points,
+                        alpha=1.0, beta=6.0, m=13, candidates="inside"),  # "all" needs less
+]
 increase = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 print(json.dumps({"points": n, "owners": [f.object.unique().numel() for f in found], "bytes": increase}))
 """
 
 
-def test_5000_objects_in_an_image_take_less_than_2_gigabytes():
+def test_5000_objects_in_an_image_take_less_than_a_gigabyte():
     """Peak resident memory of a process of its own; a single table of all objects' 64-bit keys alone would take 0.9 GB."""
     done = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
     assert report["points"] == 22_400
     assert min(report["owners"]) > 500
-    assert report["bytes"] < 2e9, report
+    assert report["bytes"] < 1e9, report

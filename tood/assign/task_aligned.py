@@ -64,7 +64,9 @@ def _candidates(
     # a head's scores lie class after class in memory: gathered in that order, whole rows are copied
     log_s = log_scores.transpose(1, 2).gather(1, labels.unsqueeze(2).expand(-1, -1, log_scores.shape[1]))
     u = pairwise_iou(object_boxes, boxes)
-    log_t = alpha * log_s + beta * u.log() if beta else alpha * log_s
+    log_t = alpha * log_s if alpha else torch.zeros_like(u)  # 0 * -inf would be NaN
+    if beta:
+        log_t = log_t + beta * u.log()
     out = ~point_valid.unsqueeze(1)
     if candidates == "inside":
         out = out | ~inside(centres, object_boxes.unsqueeze(2))

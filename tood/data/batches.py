@@ -115,17 +115,20 @@ class TrainSampler:
         return whole[draw.permutation(len(whole)), self.part]
 
 
+def learnable(data: CocoData, config: DataConfig) -> list[ImageRecord]:
+    """The images to train on: those with an object (a crowd is none), or all under keep_empty. Raises DataError for none."""
+    images = [r for r in data.images if config.keep_empty or not r.crowd.all()]
+    if not images:
+        raise DataError(f"{data.annotations}: no image has an object to learn; annotate some, or train on other data")
+    return images
+
+
 class TrainLoader:
     """Batches for training on one rank; one object serves all epochs, so that its loader processes start once."""
 
     def __init__(self, data: CocoData, config: DataConfig, *, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        """batch_size: images of this rank. Images without objects (crowds are none) are left out unless keep_empty.
-
-        Raises DataError where no image is left.
-        """
-        self.images = [r for r in data.images if config.keep_empty or not r.crowd.all()]
-        if not self.images:
-            raise DataError(f"{data.annotations}: no image has an object to learn; annotate some, or train on other data")
+        """batch_size: images of this rank. Raises DataError like `learnable`."""
+        self.images = learnable(data, config)
         landscape = np.array([r.width >= r.height for r in self.images])
         self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)
         self._loader = Loader(config, training=True)

@@ -15,7 +15,7 @@ from tood.data.coco import ImageRecord
 from tood.errors import DataError
 
 MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows more, some run other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows more, some run other programs
 
 
 class Sample(NamedTuple):

@@ -1,0 +1,35 @@
+"""argparse as the `tood` command needs it: errors like all others, settings beside options, numbers within bounds."""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from tood.errors import ToodError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ToodError for what it refuses; words of `settings` may stand on either side of an option."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        options, rest = self.parse_known_args(args, namespace)  # `rest`: argparse fills a list of words but once
+        if stray := [word for word in rest if word.startswith("-") or not hasattr(options, "settings")]:
+            self.error(f"unknown: {' '.join(stray)}")
+        if rest:
+            options.settings = [*options.settings, *rest]
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise ToodError(f"{message}; see `{self.prog} --help`")
+
+
+def number(kind: type, low: int, high: int) -> Callable[[str], float]:
+    """An argument's `type`: a number of a kind from `low` to `high`."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= (value := kind(text)) <= high:  # NaN is not
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number from {low} to {high}")
+
+    return read

@@ -1,0 +1,126 @@
+"""The table of detectors: every row works, combinations that make no sense are refused, and TOOD has the paper's size."""
+
+import pytest
+import torch
+
+from tood.config import PredictConfig, build
+from tood.data.batches import Batch
+from tood.data.targets import pad_targets
+from tood.detector import Detector
+from tood.detectors import DETECTORS, ModelConfig, build_detector
+from tood.errors import ConfigError
+from tood.objectives.atss import ATSS
+from tood.objectives.task_aligned import TaskAligned
+
+TINY = {"channels": 8, "groups": 2, "layers": 2, "backbone": {"depth": 18}, "neck": {"channels": 8}}
+
+
+def tiny(**choices) -> Detector:
+    torch.manual_seed(0)
+    return build_detector(build(ModelConfig, TINY | choices), num_classes=3, predict=PredictConfig(score_threshold=0.0))
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    return Batch(
+        images=torch.randint(256, (2, 3, 64, 96), generator=generator, dtype=torch.uint8),
+        sizes=torch.tensor([[64, 96], [50, 60]]),
+        targets=pad_targets(
+            [torch.tensor([[5.0, 5, 40, 60], [50, 10, 90, 40]]), torch.tensor([[2.0, 2, 30, 30]])],
+            [torch.tensor([0, 2]), torch.tensor([1])],
+        ),
+        image_ids=torch.tensor([7, 8]),
+        original_sizes=torch.tensor([[32, 48], [100, 120]]),
+        scales=torch.tensor([[2.0, 2.0], [0.5, 0.5]]),
+    )
+
+
+@pytest.mark.parametrize("epoch", [0, 4])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_row_trains_and_detects(name, epoch):
+    detector = tiny(detector=name).train()
+    losses = detector(make_batch(), epoch)
+    assert set(losses) == {"loss_cls", "loss_box"}
+    sum(losses.values()).backward()
+    for name, parameter in detector.named_parameters():
+        assert (parameter.grad is None) == (not parameter.requires_grad), name
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    assert all(torch.isfinite(value) and value > 0 for value in losses.values())
+    for image in detector.eval()(make_batch()):
+        assert len(image["boxes"]) == len(image["scores"]) == len(image["labels"]) > 0
+        assert (image["scores"].diff() <= 0).all()
+        assert set(image["labels"].tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_few_steps_lower_the_loss(name):
+    detector, batch = tiny(detector=name).train(), make_batch()
+    optimiser = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
+    totals = []
+    for _ in range(12):
+        total = sum(detector(batch, 0).values())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.9 * totals[0]
+
+
+def test_detections_are_in_pixels_of_the_original_image():
+    detector, batch = tiny().eval(), make_batch()
+    found = detector(batch)
+    doubled = detector(batch._replace(scales=batch.scales / 2))
+    for one, two in zip(found, doubled, strict=True):
+        torch.testing.assert_close(two["boxes"], 2 * one["boxes"])
+
+
+def test_autocast_and_channels_last_give_float32_losses_near_the_exact_ones():
+    exact = tiny().train()(make_batch(), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = tiny().to(memory_format=torch.channels_last).train()(make_batch(), 0)
+    for name, value in rough.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"tower": "parallel", "aligner": "both"}, "aligner: 'both' needs the interactive features of tower=t_head"),
+        ({"detector": "parallel_atss", "aligner": "cls"}, "the parallel tower has none: set aligner=none"),
+        ({"box": "delta"}, "'delta' is relative to an anchor's size; set prior=anchor or box=distance"),
+        ({"prior": "anchor"}, "'anchor' has no effect on box=distance; set box=delta or prior=point"),
+        ({"detector": "tood_anchor_based", "box": "distance"}, "'anchor' has no effect on box=distance"),
+        ({"channels": 10, "groups": 4}, "channels: 10 is not a multiple of groups=4"),
+        ({"objective": {"name": "atss", "m": 13}}, "objective.m: unknown key"),
+    ],
+)
+def test_a_combination_that_makes_no_sense_is_refused_with_the_reason(choices, reason):
+    with pytest.raises(ConfigError) as error:
+        build(ModelConfig, TINY | choices)
+    assert reason in str(error.value)
+
+
+def test_rows_are_the_choices_that_the_paper_compares():
+    def choices(name):
+        model = build(ModelConfig, {"detector": name})
+        return model.tower, model.aligner, model.box, model.layers, type(model.objective)
+
+    assert choices("tood") == ("t_head", "both", "distance", 6, TaskAligned)
+    assert choices("tood_anchor_based") == ("t_head", "both", "delta", 6, TaskAligned)
+    assert choices("t_head_atss") == ("t_head", "both", "distance", 6, ATSS)
+    assert choices("parallel_tal") == ("parallel", "none", "distance", 4, TaskAligned)
+    assert choices("parallel_atss") == ("parallel", "none", "distance", 4, ATSS)
+
+
+def count(module: torch.nn.Module, *, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+
+def test_tood_r50_has_the_published_size():
+    """31.98 M in TOOD's Table 1 are the trained parameters; the stem and the first stage (225,344) are frozen."""
+    with torch.device("meta"):
+        detector = build_detector(build(ModelConfig, {}), num_classes=80)
+    assert count(detector) == 32_200_494
+    assert count(detector, trained=True) == 32_200_494 - 225_344
+    assert round(count(detector.head) / 1e6, 2) == 4.82
