@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb. 0: done; 1: some trials failed; 2: an error that the person can act on."""
     for chatty in ("mlflow", "alembic", "ray.train", "ray.tune"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it would print tracebacks of errors that we explain
     try:
         options = _parser().parse_args(arguments)
         return options.run(options) or 0
@@ -57,7 +58,7 @@ def _sweep(options: argparse.Namespace) -> int | None:
         from pipeline.cost import cost_of
 
         _show(experiment_of(values))
-        print(cost_of(make_plan(values)))
+        print("\n".join(f"# {line}" for line in cost_of(make_plan(values)).splitlines()))
         return None
     from pipeline.publish import conclude
 
@@ -70,8 +71,9 @@ def _sweep(options: argparse.Namespace) -> int | None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if bool(options.predictions) != bool(options.annotations) or bool(options.predictions) == bool(options.model):
-        raise ToodError("tood evaluate: give --predictions FILE with --annotations FILE, or --model MODEL with data")
+    files, of_model = (options.predictions, options.annotations), (options.model, options.output, *options.settings)
+    if any(of_model) if all(files) else any(files) or not options.model:
+        raise ToodError("tood evaluate: give --predictions FILE and --annotations FILE, or --model MODEL and its data")
     if options.predictions:
         from tood.evaluation import evaluate_files
 
@@ -80,9 +82,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         from pipeline.detect import evaluate_model, find_model
 
         experiment, settings = _experiment_and_settings(options.settings)
-        data, tracking, output = _data_values(experiment, settings)
+        values, tracking, output = _values_and_places(experiment, settings)
         target = Path(options.output) if options.output else None
-        figures, _ = evaluate_model(find_model(options.model, tracking, output / "models"), data, target)
+        figures, _ = evaluate_model(find_model(options.model, tracking, output / "models"), values, target)
     if options.json:
         print(json.dumps({**figures.summary, "per_class": figures.per_class} if options.per_class else figures.summary))
         return
@@ -96,7 +98,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from pipeline.detect import find_model, predict
 
-    _, tracking, output = _data_values(None, options.set)
+    _, tracking, output = _values_and_places(None, options.set)
     target = Path(options.output)
     summary = predict(find_model(options.model, tracking, output / "models"), options.images, target, options.threshold)
     if options.json:
@@ -110,7 +112,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     from pipeline.registry import pull
 
-    _, tracking, _ = _data_values(None, options.set)
+    _, tracking, _ = _values_and_places(None, options.set)
     target = options.output or options.model.removeprefix("models:/").replace("/", "-")
     folder = pull(options.model, tracking, Path(target))
     print(json.dumps({"folder": str(folder)}) if options.json else f"verified and saved: {folder}")
@@ -119,7 +121,7 @@ def _pull(options: argparse.Namespace) -> None:
 def _ui(options: argparse.Namespace) -> int:
     from pipeline.mlflow_access import resolve_uri
 
-    _, tracking, _ = _data_values(None, options.settings)
+    _, tracking, _ = _values_and_places(None, options.settings)
     if tracking.startswith("http"):
         print(f"MLflow is served at {tracking}")
         return 0
@@ -131,33 +133,20 @@ def _ui(options: argparse.Namespace) -> int:
 
 def _data_check(options: argparse.Namespace) -> None:
     from pipeline.config import experiment_of, load_values
-    from tood.data.coco import check_images, read_coco, read_split
+    from pipeline.data_check import check_experiment, check_file
 
+    if options.settings if options.annotations else options.images:
+        raise ToodError("tood data check: give an experiment and settings, or --annotations FILE with --images FOLDER")
     if options.annotations:
-        images = Path(options.images or Path(options.annotations).parent)
-        splits = {"data": lambda: read_coco(Path(options.annotations), images)}
+        problems = check_file(Path(options.annotations), Path(options.images or Path(options.annotations).parent))
     else:
         experiment, settings = _experiment_and_settings(options.settings)
-        config = experiment_of(load_values(experiment or "base/coco", settings)).data
-        splits = {split: lambda split=split: read_split(config, split) for split in ("train", "val")}
-    problems: list[str] = []
-    for name, read in splits.items():
-        try:
-            data = read()
-        except DataError as error:
-            problems += error.problems
-            continue
-        objects, crowds = sum(int((~r.crowd).sum()) for r in data.images), sum(int(r.crowd.sum()) for r in data.images)
-        empty = sum(not (~r.crowd).any() for r in data.images)
-        print(
-            f"{name}: {len(data.images)} images ({empty} without objects), {objects} objects, {crowds} crowds, "
-            f"{len(data.names)} classes, fingerprint {data.fingerprint[:12]}"
-        )
-        problems += check_images(data)
+        problems = check_experiment(experiment_of(load_values(experiment or "base/coco", settings)).data)
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     if problems:
-        raise DataError(f"{len(problems)} problems found, listed above; mend them, or set data.invalid_boxes=drop for boxes")
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise DataError(f"{count}, listed above; mend them (bad boxes may be left out by data.invalid_boxes=drop)")
 
 
 def _data_convert(options: argparse.Namespace) -> None:
@@ -196,15 +185,15 @@ def _experiment_and_settings(words: Sequence[str]) -> tuple[str | None, list[str
     return (named[0] if named else None), [w for w in words if "=" in w]
 
 
-def _data_values(experiment: str | None, settings: Sequence[str]) -> tuple[dict, str, Path]:
-    """What an experiment and settings say of data, tracking and the output folder, for verbs that use a finished model."""
+def _values_and_places(experiment: str | None, settings: Sequence[str]) -> tuple[dict, str, Path]:
+    """What an experiment and settings say, tracking's address and the output folder, for verbs that use a finished model."""
     from pipeline.config import experiment_of, load_values, parse_overrides
     from pipeline.site import tracking_address
 
     values = load_values(experiment, settings) if experiment else parse_overrides(settings)
     checked = experiment_of(values)
     output = Path(checked.output).expanduser().absolute()
-    return values.get("data", {}), tracking_address(checked, output), output
+    return values, tracking_address(checked, output), output
 
 
 def _parser() -> Parser:

@@ -5,6 +5,7 @@ the environment into everything that a configuration is logged to. `tood.config.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from tood.config import DataConfig, PredictConfig, TrainConfig, bounded, build, 
 from tood.detectors import ModelConfig
 from tood.errors import ConfigError
 from tood.recipe import Recipe
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # fit for folders, object stores and MLflow's registry
+AREAS, LIMITS = ("small", "medium", "large"), (1, 10, 100)
+METRICS = ("val/AP", "val/AP50", "val/AP75", *(f"val/AP_{a}" for a in AREAS), *(f"val/AR_{x}" for x in (*LIMITS, *AREAS)))
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,19 @@ class SweepConfig:
     space: dict = unhashed(None)  # axes; see pipeline.space
     samples: int = bounded(1, 1, 1_000_000, identity=False)  # trials of random and optuna
     seed: int = bounded(0, 0, 2**31 - 1, identity=False)  # of the search
-    metric: str = unhashed("val/AP")
+    metric: Literal[METRICS] = unhashed("val/AP")
     scheduler: Literal["none", "asha"] = unhashed("none")
     grace_epochs: int = bounded(1, 1, 10_000, identity=False)  # asha: no trial is stopped before
     reduction: int = bounded(3, 2, 100, identity=False)  # asha: one of so many goes on
     max_concurrent: int = bounded(0, 0, 10_000, identity=False)  # 0: what the cluster can hold
     time_budget_minutes: float = bounded(0, 0, 1e6, identity=False)  # 0: none
     published: tuple[dict, ...] = unhashed(())  # a paper's figures: [{at: {axis: value}, AP: 42.5}, ...]
+
+    def check(self) -> None:
+        for i, cell in enumerate(self.published):
+            figures = [value for key, value in cell.items() if key != "at"]
+            if not isinstance(cell.get("at"), dict) or not all(type(figure) in (int, float) for figure in figures):
+                raise ConfigError(f"published[{i}]: expected at: {{axis: value}} and figures such as AP: 42.5, got {cell!r}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,11 @@ class Experiment:
 
     def check(self) -> None:
         self.recipe.check()
+        for key, name in (("name", self.name), ("tracking.model", self.tracking.model or self.name)):
+            if not NAME.fullmatch(name):
+                raise ConfigError(f"{key}: {name!r:.80} names folders and models; use up to 80 letters, digits and . _ -")
+        if self.sweep and self.sweep.scheduler == "asha" and self.sweep.grace_epochs > self.train.epochs:
+            raise ConfigError(f"sweep.grace_epochs: {self.sweep.grace_epochs} is more than train.epochs={self.train.epochs}")
         images = self.train.batch_size // self.train.accumulate
         if images % self.ray.workers:
             raise ConfigError(

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from pipeline.config import merge as deep_merge
 from pipeline.registry import pull, resolve
 from tood.checkpoint import Model, load_into, load_model
-from tood.config import DataConfig, build, to_dict
+from tood.config import build, to_dict
 from tood.data.coco import read_split
 from tood.data.transforms import decode
 from tood.detector import Detector
@@ -35,28 +35,32 @@ def find_model(name: str, tracking: str, cache: Path) -> Path:
     return pull(version, tracking, cache / version.removeprefix("models:/").replace("/", "-"))
 
 
-def open_model(path: Path) -> tuple[Model, Recipe, Detector]:
-    """A verified model, the recipe it was trained by, and the detector with its weights, on the GPU if there is one."""
+def open_model(path: Path, values: dict | None = None) -> tuple[Model, Recipe, Detector]:
+    """A verified model, the recipe it was trained by, and the detector with its weights, on the GPU if there is one.
+
+    values: what to change in the recipe's `data` and `predict`.
+    """
     model = load_model(path)
     recipe = recipe_of(model.info.config)
+    if values:
+        changed = {key: values[key] for key in ("data", "predict") if key in values}
+        recipe = build(Recipe, deep_merge(to_dict(recipe), changed))
     detector = build_detector(recipe.model, len(model.info.names), recipe.predict)
     names = model.info.names
     load_into(detector, model.weights, names_from=names, names=names, class_layers=detector.CLASS_LAYERS)
     return model, recipe, detector.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def evaluate_model(path: Path, data: dict, output: Path | None = None) -> tuple[Figures, Detections]:
-    """COCO figures of a model on the val split that `data` describes; its image sizes are the model's own unless given."""
-    model, recipe, detector = open_model(path)
-    config: DataConfig = build(DataConfig, {**to_dict(recipe.data), **data}, "data")
-    val_data = read_split(config, "val")
+def evaluate_model(path: Path, values: dict, output: Path | None = None) -> tuple[Figures, Detections]:
+    """COCO figures of a model on the val split that `values` describe; what they leave open is as the model was trained."""
+    model, recipe, detector = open_model(path, values)
+    val_data = read_split(recipe.data, "val")
     if tuple(model.info.names) != val_data.names:
         raise DataError(
             f"{val_data.annotations}: its categories ({', '.join(val_data.names[:5])}, ...) are not the model's "
             f"({', '.join(model.info.names[:5])}, ...); evaluate it on data with the same categories"
         )
-    device = next(detector.parameters()).device
-    found = detect_all(detector, val_data, replace(recipe, data=config), device)
+    found = detect_all(detector, val_data, recipe, next(detector.parameters()).device)
     if output is not None:
         write_results(output, found)
     return coco_figures(val_data.annotations, found), found
@@ -69,7 +73,10 @@ def predict(path: Path, images: Iterable[str], output: Path, threshold: float) -
     """
     files = _image_files(images)
     model, recipe, detector = open_model(path)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output: {output} cannot be made ({error.strerror}); choose another folder") from None
     summary, found = [], []
     for image_id, file in enumerate(files, start=1):
         image = decode(file)
@@ -86,6 +93,7 @@ def predict(path: Path, images: Iterable[str], output: Path, threshold: float) -
 
 
 def _image_files(images: Iterable[str]) -> list[Path]:
+    """The files themselves, every one of which can be decoded. Raises DataError."""
     files: list[Path] = []
     for name in images:
         path = Path(name).expanduser()
@@ -98,4 +106,12 @@ def _image_files(images: Iterable[str]) -> list[Path]:
             files.append(path)
         else:
             raise DataError(f"{path}: no such image or folder")
+    problems = []
+    for file in files:  # decoded twice rather than leave half of the pictures behind
+        try:
+            decode(file)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError("\n  ".join(problems), problems)
     return files

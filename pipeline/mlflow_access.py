@@ -48,7 +48,8 @@ def resolve_uri(uri: str, folder: str | Path) -> str:
                 f"tracking address {shown}: holds credentials, which would travel into logs; leave them out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
-        return uri.rstrip("/")
+        if parts.hostname:
+            return uri.rstrip("/")
     kind = parts.scheme.partition("+")[0]
     file = uri.partition(":///")[2]
     if kind == "sqlite" and file:
@@ -125,6 +126,8 @@ def _probe_database(uri: str, where: str) -> None:
         engine = sqlalchemy.create_engine(uri, connect_args={limit: CONNECT_SECONDS})
         sqlalchemy.inspect(engine).get_table_names()
         engine.dispose()
+    except ImportError as error:
+        raise TrackingError(f"{where} cannot be opened: {one_line(error)}; install this driver of the database") from None
     except Exception as error:  # each driver has its own
         advice = "name another file" if uri.startswith("sqlite") else "start the database or correct the address"
         raise TrackingError(f"{where} cannot be opened: {one_line(error)}; {advice}") from None

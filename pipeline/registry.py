@@ -105,11 +105,9 @@ def pull(uri: str, tracking_uri: str, destination: Path) -> Path:
     A bare NAME means its champion. Every byte is verified against the manifest, the manifest against the registry.
     Raises RegistryError for unknown names and a registry out of reach, IntegrityError for altered bytes, StorageError.
     """
-    reference = _REFERENCE.fullmatch(uri)
-    if not reference:
-        raise RegistryError(f"{redact(uri)!r} is not a model; write models:/NAME@alias, models:/NAME/VERSION or NAME")
+    wanted = _parse(uri)
     with _registry(tracking_uri) as client:
-        version = _find(client, reference["name"], reference["alias"], reference["version"])
+        version = _find(client, *wanted)
         digest, scheme = version.tags.get(DIGEST), urlsplit(version.source).scheme
         if not digest:
             raise RegistryError(f"{uri}: version {version.version} has no tag {DIGEST}: it was not published by `tood`")
@@ -118,6 +116,14 @@ def pull(uri: str, tracking_uri: str, destination: Path) -> Path:
         if scheme == "mlflow-artifacts":
             return fetch(_RunArtifacts(version.source, tracking_uri), "", destination, digest)
         raise RegistryError(f"{uri}: its source {redact(version.source)} is none that `tood` publishes")
+
+
+def resolve(uri: str, tracking_uri: str) -> str:
+    """The version that a model's name means now, as models:/NAME/VERSION. Raises RegistryError like `pull`."""
+    wanted = _parse(uri)
+    with _registry(tracking_uri) as client:
+        version = _find(client, *wanted)
+    return f"models:/{version.name}/{version.version}"
 
 
 def decide(candidate: Mapping[str, str], champion: Mapping[str, str] | None) -> Decision:
@@ -157,6 +163,14 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> Decision
 def _champion(client: MlflowClient, name: str) -> int | None:
     number = client.get_registered_model(name).aliases.get(CHAMPION)  # MLflow gives text or a number, store by store
     return None if number is None else int(number)
+
+
+def _parse(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version of a reference."""
+    reference = _REFERENCE.fullmatch(uri)
+    if not reference:
+        raise RegistryError(f"{redact(uri)!r} is not a model; write models:/NAME@alias, models:/NAME/VERSION or NAME")
+    return reference["name"], reference["alias"], reference["version"]
 
 
 def _find(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion:

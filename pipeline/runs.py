@@ -81,9 +81,7 @@ def train_experiment(
 
 
 def _newest(experiment: Experiment) -> str:
-    found = sorted(
-        p.parent.name for p in Path(experiment.output).glob(f"{experiment.name}-{experiment.hash}-*/experiment.yaml")
-    )
+    found = sorted(p.parent.name for p in Path(experiment.output).glob(f"{experiment.name}-{experiment.hash}-*/experiment.yaml"))
     if not found:
         raise ConfigError(
             f"--resume: {experiment.output} holds no run of {experiment.name} with these settings (hash {experiment.hash}); "

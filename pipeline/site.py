@@ -55,9 +55,7 @@ def absolute(experiment: Experiment) -> Experiment:
     if init not in ("none", "imagenet") and not init.startswith("models:/"):
         init = str(Path(init).expanduser().absolute())
         if not Path(init).exists():
-            raise ConfigError(
-                f"init: {experiment.init} does not exist; give a model folder, models:/NAME@alias, imagenet or none"
-            )
+            raise ConfigError(f"init: {experiment.init} does not exist; give a model folder, models:/NAME@alias, imagenet or none")
     return replace(experiment, output=output, data=data, init=init)
 
 
@@ -72,17 +70,19 @@ def prepare(experiment: Experiment) -> Site:
     tracking = tracking_address(experiment, output)
     store = open_store(experiment.storage.url or str(output / "store"))
     here = not experiment.ray.address  # on a cluster, data and weights may lie on the nodes alone
-    data = read_data(experiment.data) if here else None
+    recipe, registered = experiment.recipe, experiment.init.startswith("models:/")
+    data = read_data(recipe.data) if here else None
+    if here and not registered and recipe.init != "none":
+        start(recipe, {}, *data, torch.device("cpu"))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output: {output} cannot be made ({error.strerror}); choose another folder") from None
     connect(tracking)
     check(store)
-    recipe = experiment.recipe
-    if recipe.init.startswith("models:/"):
-        recipe = replace(recipe, init=str(find_model(recipe.init, tracking, output / "models")))
-    if here and recipe.init != "none":
-        start(recipe, {}, *data, torch.device("cpu"))
+    if registered:
+        model = find_model(recipe.init, tracking, output / "models")
+        if here:
+            start(replace(recipe, init=str(model)), {}, *data, torch.device("cpu"))
     name = experiment.tracking.experiment or experiment.name
     return Site(output, tracking, experiment_id(tracking, name), store.url)

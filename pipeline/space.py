@@ -28,8 +28,7 @@ def check_space(space: Values | None, search: str) -> Values:
     """The space itself when every axis is well-formed; ConfigError naming the axis otherwise."""
     if not space:
         raise ConfigError("sweep.space: no axis is given; add one such as model.objective.alpha: [0.5, 1.0]")
-    for name, axis in space.items():
-        _check_axis(f"sweep.space.{name}", axis, search)
+    _check_axes("sweep.space", space, search)
     return space
 
 
@@ -107,6 +106,19 @@ def _draw(axis: Values, generator: random.Random) -> float | int:
     return generator.uniform(low, high)
 
 
+def _check_axes(where: str, axes: Values, search: str) -> None:
+    """Axes of which none sets a key that another sets too: the later one would win, in silence."""
+    setters: dict[str, str] = {}
+    for name, axis in axes.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: {name!r} is not a key such as train.lr, nor a name for choices")
+        _check_axis(f"{where}.{name}", axis, search)
+        for key in swept_keys({name: axis}):
+            if key in setters:
+                raise ConfigError(f"{where}: {key} is set by {setters[key]} and by {name}; leave it to one of them")
+            setters[key] = name
+
+
 def _check_axis(where: str, axis: Any, search: str) -> None:
     if isinstance(axis, list):
         if not axis:
@@ -120,8 +132,7 @@ def _check_axis(where: str, axis: Any, search: str) -> None:
         for label, keys in axis["choices"].items():
             if not isinstance(keys, dict):
                 raise ConfigError(f"{where}.choices.{label}: expected a mapping of keys, got {keys!r}")
-            for name, inner in keys.items():
-                _check_axis(f"{where}.choices.{label}.{name}", inner, search)
+            _check_axes(f"{where}.choices.{label}", keys, search)
         return
     if len(axis) != 1 or next(iter(axis)) not in RANGES:
         raise ConfigError(f"{where}: expected a list, choices, or one of {', '.join(RANGES)} with [low, high]; got {axis!r}")

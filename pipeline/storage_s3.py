@@ -183,7 +183,7 @@ class S3Store(Store):
                 "server runs, and the address in AWS_ENDPOINT_URL"
             ) from None
         except BotoCoreError as error:
-            raise StorageError(f"{where}: {redact(str(error))}") from None
+            raise StorageError(f"{where}: {' '.join(redact(str(error)).split())}") from None
         except OSError as error:
             raise StorageError(f"{where}: cannot read {error.filename}: {error.strerror}") from None
 

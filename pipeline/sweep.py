@@ -69,11 +69,14 @@ def make_plan(values: Values) -> Plan:
     else:
         generator = random.Random(config.seed)
         trials = [space.sample(axes, generator) for _ in range(config.samples)]
+    hashes: dict[str, Values] = {}
     for trial in trials:
         try:
-            experiment_of(values, trial)
+            same = hashes.setdefault(experiment_of(values, trial).hash, trial)
         except ConfigError as error:
             raise ConfigError(f"trial {describe(trial)}: {error}") from None
+        if same is not trial and config.search == "grid":
+            raise ConfigError(f"sweep.space: the trials {describe(same)} and {describe(trial)} are the same experiment")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{experiment.name}-{_sweep_hash(experiment)}-{stamp}"
     return Plan(name, values, None if config.search == "optuna" else trials)
@@ -181,8 +184,7 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
         site.experiment_id,
         identity=f"{plan.sweep}/{trial_id}",
         name=describe(trial)[:200],
-        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash}
-        | environment_tags(),
+        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash} | environment_tags(),
     )
     tracked.params(params)
     address = Address(

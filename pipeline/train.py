@@ -29,6 +29,7 @@ from pipeline.tracking import Run
 from tood.config import build, identity, to_dict
 from tood.data.coco import CocoData
 from tood.errors import ToodError
+from tood.finetune import LoadReport
 from tood.progress import EpochReport, StepReport
 from tood.samples import sample_sheet
 from tood.training import train
@@ -157,9 +158,11 @@ class _Worker:
         if self.tracked:
             self.tracked.deliver()
 
-    def started(self, train_data: CocoData, val_data: CocoData) -> None:
+    def started(self, train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
         self.val_data = val_data
         if self.tracked:
+            if loaded:
+                print(f"{self.address.label}init: {loaded.line()}", flush=True)
             for context, data in (("training", train_data), ("validation", val_data)):
                 self.tracked.dataset(data.annotations.stem, data.fingerprint, context, len(data.images))
 
@@ -202,9 +205,7 @@ class _Worker:
     def track_pictures(self, report: EpochReport) -> None:
         """Precision-recall curves, sample detections and figures per class, of the best epoch and of the last."""
         when = "last" if report.last else "best"
-        self.tracked.figure(
-            plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png"
-        )
+        self.tracked.figure(plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png")
         self.tracked.image(sample_sheet(self.val_data, report.detections), f"{when}/detections.png")
         self.tracked.document(report.figures.per_class, f"{when}/per_class.json")
 

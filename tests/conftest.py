@@ -6,5 +6,12 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-for _name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"):
+for _name in (
+    "MLFLOW_TRACKING_URI",
+    "RAY_ADDRESS",
+    "AWS_PROFILE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_S3_ENDPOINT_URL",
+):
     os.environ.pop(_name, None)

@@ -69,7 +69,8 @@ class TrainConfig:
     lr: float = bounded(0.01, 0, 100)  # for lr_batch_size images a step
     lr_batch_size: int = bounded(16, 1, 65_536)
     scale_lr: bool = True  # lr * batch_size / lr_batch_size
-    momentum: float = bounded(0.9, 0, 1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = bounded(0.9, 0, 1)  # of sgd
     weight_decay: float = bounded(1e-4, 0, 1)
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = (8, 11)  # epochs after which lr is multiplied by gamma

@@ -20,7 +20,7 @@ class Detector(nn.Module):
     `objective` owns the assignment and the losses (`tood.objectives`).
     """
 
-    CLASS_LAYERS = ("head.classes.",)  # parameters whose shape follows the number of classes
+    CLASS_LAYERS = ("head.classes",)  # parameters whose shape follows the number of classes
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, head: DenseHead, objective, predict: PredictConfig):
         super().__init__()

@@ -1,10 +1,10 @@
 """THE table: a dense detector is a row of choices, and any row may be changed choice by choice.
 
-    tower      parallel | t_head                     what features classes and boxes come from
-    aligner    none | cls | box | both               which task the T-head aligns with the other
-    prior      point | anchor                        what a location stands for
-    box        distance | delta                      how a box is written relative to the prior
-    objective  task_aligned | atss                   who learns what: assigner, losses, phases
+tower      parallel | t_head                     what features classes and boxes come from
+aligner    none | cls | box | both               which task the T-head aligns with the other
+prior      point | anchor                        what a location stands for
+box        distance | delta                      how a box is written relative to the prior
+objective  task_aligned | atss                   who learns what: assigner, losses, phases
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,12 @@ class LoadReport(NamedTuple):
     skipped: tuple[str, ...]  # classification tensors left as they were, but for the rows of `shared_classes`
     shared_classes: tuple[str, ...]  # classes whose rows were copied by name; empty where all classes are the same
 
+    def line(self) -> str:
+        if not self.skipped:
+            return f"all {len(self.loaded)} tensors loaded"
+        kept = f"but for the classes {', '.join(self.shared_classes)}" if self.shared_classes else "the classes are others"
+        return f"{len(self.loaded)} tensors loaded, {len(self.skipped)} of the classification start anew ({kept})"
+
 
 def load_into(
     module: nn.Module,

@@ -1,4 +1,4 @@
-"""What moves the weights: learning rate as a function of the step, SGD, averaged weights, and their exact state."""
+"""What moves the weights: learning rate as a function of the step, optimizer, averaged weights, and their exact state."""
 
 import bisect
 import math
@@ -38,28 +38,32 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return base_rate(config) * factor
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD on every trainable parameter, norms and biases too, as the peer's recipe has it."""
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW on every trainable parameter, with weight decay on norms and biases too, as the peer's recipe has it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(
-        parameters, lr=base_rate(config), momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-    )
+    shared = {"lr": base_rate(config), "weight_decay": config.weight_decay, "foreach": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **shared)
+    return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
 
 
-def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
-    """Momentum by parameter name; empty before the first step."""
-    buffers = {}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What the optimizer remembers, as "optimizer.<what>.<parameter>"; empty before the first step."""
+    remembered = {}
     for name, parameter in model.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            buffers[f"momentum.{name}"] = momentum
-    return buffers
+        for what, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                remembered[f"optimizer.{what}.{name}"] = value
+    return remembered
 
 
-def load_optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if (momentum := tensors.get(f"momentum.{name}")) is not None:
-            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device).clone()
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, what, name = key.split(".", 2)
+            device = parameters[name].device if value.ndim else "cpu"  # AdamW counts its steps on the host
+            optimizer.state[parameters[name]][what] = value.to(device).clone()
 
 
 class AveragedWeights:

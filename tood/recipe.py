@@ -19,9 +19,7 @@ class Recipe:
 
     def check(self) -> None:
         if self.train.batch_size % self.train.accumulate:
-            raise ConfigError(
-                f"train.accumulate: {self.train.accumulate} does not divide train.batch_size={self.train.batch_size}"
-            )
+            raise ConfigError(f"train.accumulate: {self.train.accumulate} does not divide train.batch_size={self.train.batch_size}")
         if list(self.train.milestones) != sorted(self.train.milestones) or min(self.train.milestones, default=1) < 1:
             raise ConfigError(f"train.milestones: {list(self.train.milestones)} are not epochs from 1 in ascending order")
         if self.data.short_side_min > self.data.short_side:

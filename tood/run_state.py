@@ -8,7 +8,7 @@ import torchvision
 
 from tood import __version__
 from tood.backbone import load_imagenet
-from tood.checkpoint import ModelInfo, load_checkpoint, load_into, load_model, save_checkpoint
+from tood.checkpoint import LoadReport, ModelInfo, load_checkpoint, load_into, load_model, save_checkpoint
 from tood.config import hash_of
 from tood.data.coco import CocoData
 from tood.detector import Detector
@@ -27,7 +27,7 @@ class Run:
     config: dict  # what checkpoints say they were made from: the part of a configuration that changes results
     config_hash: str
     model: Detector
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     ema: AveragedWeights | None
     device: torch.device
     names: tuple[str, ...]
@@ -35,16 +35,18 @@ class Run:
     dataset: str
     epoch: int = 0  # epochs done
     step: int = 0  # optimizer steps done
+    loaded: LoadReport | None = None  # of the model that `init` names
 
 
 def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData, device: torch.device) -> Run:
     """A fresh run: seeded weights, then those that `init` names."""
     model = build_detector(recipe.model, len(train_data.names), recipe.predict)
+    loaded = None
     if recipe.init == "imagenet":
         load_imagenet(model.backbone, recipe.model.backbone.depth)
     elif recipe.init != "none":
         source = load_model(Path(recipe.init))
-        load_into(
+        loaded = load_into(
             model,
             source.weights,
             names=train_data.names,
@@ -66,6 +68,7 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
         train_data.names,
         train_data.category_ids,
         val_data.fingerprint,
+        loaded=loaded,
     )
 
 
@@ -101,9 +104,7 @@ def go_on(run: Run, folder: Path) -> None:
         )
     if run.ema:
         run.ema.load(checkpoint.weights)
-        run.model.load_state_dict(
-            {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-        )
+        run.model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
     else:
         run.model.load_state_dict(checkpoint.weights)
     load_optimizer_tensors(run.optimizer, run.model, tensors)

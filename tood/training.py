@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tood.config import DataConfig, identity
-from tood.data.batches import Batch, TrainLoader, eval_loader, learnable
+from tood.data.batches import TrainLoader, eval_loader, learnable
 from tood.data.coco import CocoData, read_split
 from tood.detector import Detector
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures
+from tood.finetune import LoadReport
 from tood.optimisation import learning_rate
 from tood.progress import EpochReport, StepReport
 from tood.recipe import Recipe, read_recipe
@@ -31,7 +33,7 @@ from tood.run_state import Run, go_on, save, start, val_metrics
 
 
 class DivergedError(ToodError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or no longer changes."""
 
 
 def train(
@@ -42,7 +44,7 @@ def train(
     device: torch.device | None = None,
     resume: Path | None = None,
     stop_after: int | None = None,
-    on_start: Callable[[CocoData, CocoData], None] = lambda train_data, val_data: None,
+    on_start: Callable[[CocoData, CocoData, LoadReport | None], None] = lambda train_data, val_data, loaded: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
 ) -> None:
@@ -56,11 +58,12 @@ def train(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _make_deterministic(recipe.train.seed)
     train_data, val_data = read_data(recipe.data)
-    on_start(train_data, val_data)
     loader = _train_loader(recipe, train_data, rank, world)
-    run = start(recipe, config or identity(recipe), train_data, val_data, device)
+    fresh = recipe if resume is None else replace(recipe, init="none")  # the checkpoint brings its own weights
+    run = start(fresh, config or identity(recipe), train_data, val_data, device)
     if resume is not None:
         go_on(run, resume)
+    on_start(train_data, val_data, run.loaded)
     accumulate = recipe.train.accumulate
     steps_per_epoch = math.ceil(len(loader) / accumulate)
     wrapped = run.model
@@ -72,6 +75,8 @@ def train(
             started = time.monotonic()
             _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None)
             run.epoch = epoch + 1
+            if world > 1:
+                _share_statistics(run)
             seconds = time.monotonic() - started
             last = run.epoch == recipe.train.epochs
             metrics, figures, found = {}, None, None
@@ -92,15 +97,20 @@ def train(
 
 
 def read_data(config: DataConfig) -> tuple[CocoData, CocoData]:
-    """The train and the val split, fit for training: the same classes in both, something to learn. Raises DataError."""
+    """The train and the val split, which `check_pair` has passed. Raises DataError."""
     train_data, val_data = read_split(config, "train"), read_split(config, "val")
+    check_pair(train_data, val_data, config)
+    return train_data, val_data
+
+
+def check_pair(train_data: CocoData, val_data: CocoData, config: DataConfig) -> None:
+    """Raises DataError unless both splits have the same classes and there is something to learn."""
     if (train_data.names, train_data.category_ids) != (val_data.names, val_data.category_ids):
         raise DataError(
             f"{val_data.annotations}: its categories differ from those of {train_data.annotations}; both files must list "
             "the same category ids and names"
         )
     learnable(train_data, config)
-    return train_data, val_data
 
 
 def detect_all(
@@ -125,7 +135,7 @@ def detect_all(
     found = []
     with torch.no_grad(), _precision(recipe, device):
         for batch in eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world):
-            batch = _on_device(batch, recipe, device)
+            batch = batch.to(device, non_blocking=True)
             found.append(results_from_predictions(batch.image_ids, model(batch), data.category_ids))
     model.train(was_training)
     if own is not None:
@@ -152,7 +162,7 @@ def _train_epoch(
             group["lr"] = rate
         micro = min(config.accumulate, len(loader) - i * config.accumulate)
         for j in range(micro):
-            batch = _on_device(next(batches), run.recipe, run.device)
+            batch = next(batches).to(run.device, non_blocking=True)
             wait = contextlib.nullcontext() if j == micro - 1 or model is run.model else model.no_sync()
             with wait:
                 with _precision(run.recipe, run.device):
@@ -169,10 +179,10 @@ def _train_epoch(
         since += 1
         if (i + 1) % config.log_every == 0 or i + 1 == steps_per_epoch:
             means = (total / since).tolist()
-            if not all(map(math.isfinite, means)):
+            if not all(map(math.isfinite, means)) or not any(means):  # both 0: every score has underflown, for good
                 raise DivergedError(
-                    f"epoch {epoch + 1}, step {run.step}: the loss is not a number (cls {means[0]}, box {means[1]}); lower "
-                    "train.lr, lengthen train.warmup_steps or set train.clip_norm=35"
+                    f"epoch {epoch + 1}, step {run.step}: training has diverged (loss cls {means[0]:g}, box {means[1]:g}); "
+                    "lower train.lr, lengthen train.warmup_steps or set train.clip_norm=35"
                 )
             if on_step:
                 on_step(_step_report(run, epoch, steps_per_epoch, means, rate, since / (time.monotonic() - started)))
@@ -180,9 +190,7 @@ def _train_epoch(
             since, started = 0, time.monotonic()
 
 
-def _step_report(
-    run: Run, epoch: int, steps_per_epoch: int, means: list[float], rate: float, steps_a_second: float
-) -> StepReport:
+def _step_report(run: Run, epoch: int, steps_per_epoch: int, means: list[float], rate: float, steps_a_second: float) -> StepReport:
     config = run.recipe.train
     metrics = {
         "train/loss": sum(means),
@@ -197,6 +205,14 @@ def _step_report(
     return StepReport(epoch, run.step, steps_per_epoch, metrics, left)
 
 
+def _share_statistics(run: Run) -> None:
+    """Rank 0's BatchNorm statistics for all ranks: DDP shares them before a forward pass, not after the last of an epoch."""
+    for name, buffer in run.model.named_buffers():
+        dist.broadcast(buffer, 0)
+        if run.ema:
+            dist.broadcast(run.ema.tensors[name], 0)
+
+
 def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> TrainLoader:
     config = recipe.train
     micro = config.batch_size // config.accumulate
@@ -206,13 +222,6 @@ def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> Trai
             f"evenly by {world} workers; use a multiple of {world * config.accumulate}"
         )
     return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, rank=rank, world=world)
-
-
-def _on_device(batch: Batch, recipe: Recipe, device: torch.device) -> Batch:
-    batch = batch.to(device, non_blocking=True)
-    if recipe.train.channels_last:
-        batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-    return batch
 
 
 def _precision(recipe: Recipe, device: torch.device):
@@ -257,6 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=device,
             resume=done[-1].parent if done else None,
             stop_after=options.stop_after,
+            on_start=_print_start,
             on_step=lambda report: print(report.line(recipe.train.epochs), flush=True),
             on_epoch=_print_epoch,
         )
@@ -267,6 +277,11 @@ def main(arguments: list[str] | None = None) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
+
+
+def _print_start(train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
+    if loaded and _place()[0] == 0:
+        print(f"init: {loaded.line()}", flush=True)
 
 
 def _print_epoch(report: EpochReport) -> None:

@@ -12,8 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.checkpoint_store import upload_checkpoint, verify
+from pipeline.detect import find_model
 from pipeline.errors import IntegrityError, MissingObjectError, RegistryError
-from pipeline.registry import Version, decide, publish, pull
+from pipeline.registry import Version, decide, publish, pull, resolve
 from pipeline.storage_folder import FolderStore
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.servers import free_ports
@@ -102,6 +103,18 @@ def test_the_same_model_again_is_the_same_version(publisher, client):
     assert publisher(1, 0.5).decision == (False, "it is the champion already")
     assert publisher(1, 0.5).is_champion
     assert len(client.search_model_versions(f"name = '{publisher.name}'")) == 2
+
+
+def test_a_model_kept_from_an_earlier_pull_does_not_stand_for_a_new_champion(publisher, tracking_uri, tmp_path):
+    name, found = f"models:/{publisher.name}@champion", []
+    for version, value in ((1, 0.4), (2, 0.5)):
+        publisher(version, value)
+        assert resolve(name, tracking_uri) == f"models:/{publisher.name}/{version}"
+        folders = {find_model(name, tracking_uri, tmp_path / "kept") for _ in range(2)}  # pulled, then verified
+        assert len(folders) == 1
+        found.append((folders.pop() / "model.safetensors").read_bytes())
+    assert found == [(tmp_path / f"checkpoint{v}/model/model.safetensors").read_bytes() for v in (1, 2)]
+    assert found[0] != found[1]
 
 
 def test_the_alias_moves_to_the_better_only(publisher, client):

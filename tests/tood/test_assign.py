@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,6 +139,17 @@ def test_atss_is_the_plain_loop(objects, topk, whole_image):
     assert found.object[0].tolist() == expected
     assert torch.equal(found.target[0], (found.object[0] >= 0).float())
     assert torch.equal(found.metric, found.target)
+
+
+@pytest.mark.parametrize("topk", [1, 3, 9])
+def test_atss_is_the_plain_loop_for_many_random_objects(topk):
+    generator = torch.Generator().manual_seed(topk)
+    corner, side = torch.rand(60, 2, generator=generator) * 40, torch.rand(60, 2, generator=generator) * 100 + 4
+    boxes = torch.cat([corner - 4, corner + side], dim=1)
+    valid, everywhere = torch.ones(60, 1, dtype=torch.bool), torch.ones(60, N, dtype=torch.bool)
+    found = assign_atss(PRIORS, boxes[:, None], valid, everywhere, topk=topk)  # one object an image: no conflicts
+    for image, box in enumerate(boxes.tolist()):
+        assert found.object[image].tolist() == slow_atss([box], set(range(N)), topk)
 
 
 @FEW

@@ -9,7 +9,7 @@ import torch
 
 from tood.assign.atss import assign_atss
 from tood.assign.task_aligned import assign_task_aligned
-from tood.priors import make_priors
+from tood.priors import Priors, make_priors
 
 PRIORS = make_priors(((6, 6), (3, 3), (2, 2), (1, 1), (1, 1)), torch.device("cpu"))
 N = len(PRIORS.centres)
@@ -50,6 +50,28 @@ def test_an_object_may_end_with_no_point_when_all_the_best_lie_outside():
     inside = assign(log_scores, boxes, m=5, candidates="inside")
     assert (inside.object[0] >= 0).nonzero().flatten().tolist() == [8]
     assert inside.target[0, 8] == pytest.approx(inside.iou[0, 8].item(), abs=1e-5)
+
+
+def test_a_point_lost_to_another_object_does_not_count_in_the_losers_target():
+    objects = torch.tensor([[[-2.0, -2, 18, 18], [-2, -2, 18, 20]]])
+    boxes = torch.full((1, N, 4), -50.0)
+    boxes[0, 0], boxes[0, 1] = objects[0, 1], torch.tensor([-2.0, -2, 18, 8])  # the second's to the pixel; half of the first
+    labels, both = torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.bool)
+    log_scores = torch.full((1, N, 1), -1.0)
+    options = {"alpha": 1.0, "beta": 6.0, "m": 1}
+    found = assign_task_aligned(log_scores, boxes, PRIORS.centres, objects, labels, both, EVERYWHERE, **options)
+    assert found.object[0, :2].tolist() == [1, -1]  # both objects' one candidate is point 0
+    found = assign_task_aligned(log_scores, boxes, PRIORS.centres, objects, labels, both, EVERYWHERE, **options | {"m": 2})
+    assert found.object[0, :2].tolist() == [1, 0]
+    assert found.target[0, :2].tolist() == pytest.approx([1, 0.5], abs=1e-4)
+
+
+def test_anchors_of_one_iou_are_all_at_the_threshold_and_all_positive():
+    centres = torch.tensor([[8.0, 8], [24, 8]])
+    anchors = torch.cat([centres - 16, centres + 16], dim=1)
+    priors = Priors(centres, anchors, torch.full((2,), 4.0), (2,))
+    found = assign_atss(priors, torch.tensor([[[0.0, 0, 32, 16]]]), YES, torch.ones(1, 2, dtype=torch.bool), topk=2)
+    assert found.object.tolist() == [[0, 0]]
 
 
 def crowd_assignment(share: float):

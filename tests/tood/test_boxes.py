@@ -42,6 +42,12 @@ def test_pairwise_and_aligned_agree_with_torchvision():
     torch.testing.assert_close(aligned_giou(a[:, None], b[None]), ops.generalized_box_iou(a, b))
 
 
+def test_boxes_of_a_thousandth_of_a_cell_still_have_an_iou():
+    a, b = torch.tensor([[0.0, 0, 0.004, 0.004]]), torch.tensor([[0.0, 0, 0.004, 0.002]])
+    for found in (aligned_iou(a, b), pairwise_iou(a, b), aligned_giou(a, b)):
+        assert found.item() == pytest.approx(0.5)
+
+
 def test_pairwise_takes_leading_dimensions():
     a, b = proper_boxes(6, 0).view(2, 3, 4), proper_boxes(10, 1).view(2, 5, 4)
     both = pairwise_iou(a, b)

@@ -133,10 +133,13 @@ def test_points_outside_the_image_have_no_say(objective, epoch):
     losses = objective.losses(predictions, OBJECTS, valid, epoch)
     wild = Predictions(
         torch.where(valid.unsqueeze(-1), predictions.log_scores, -1e-3),
-        torch.where(valid.unsqueeze(-1), predictions.boxes, 1e9),
+        torch.where(valid.unsqueeze(-1), predictions.boxes, torch.inf),
         PRIORS,
     )
-    assert objective.losses(wild, OBJECTS, valid, epoch) == losses
+    same = objective.losses(wild, OBJECTS, valid, epoch)
+    assert same == losses
+    sum(same.values()).backward()
+    assert torch.isfinite(predictions.boxes.grad).all()
     assert objective.losses(predictions, OBJECTS, EVERYWHERE, epoch) != losses
 
 

@@ -116,7 +116,7 @@ def test_a_score_at_the_threshold_is_not_above_it():
     assert min(len(image["scores"]) for image in below) > 0
 
 
-@pytest.mark.parametrize("shift", [0.0, -5000.0, 30_000.0])
+@pytest.mark.parametrize("shift", [0.0, -60.0, -5000.0, 30_000.0])
 @pytest.mark.parametrize("classes", [1, 80, 20_000])
 def test_nms_keeps_classes_apart_wherever_boxes_lie_and_however_many_classes_there_are(shift, classes):
     generator = torch.Generator().manual_seed(classes)

@@ -4,9 +4,12 @@
     ROOT/annotations/instances_{train,val}.json  COCO annotations, categories "0".."9" with ids 1..10
     ROOT/{train,val}/NNN.jpg                     WIDTH x HEIGHT pixels, 1 to 5 digits each
 
-Train and val share neither a scan nor a part of a photograph. A digit's box is the smallest around its visible ink.
+Train and val share neither a scan nor a part of a photograph. A digit's box is the smallest around its visible ink. Each
+digit is written in an ink of about its own hue, as on a colour-coded form: a detector that starts from random weights then
+learns to tell them apart in minutes on a CPU, where by shape alone it takes hours.
 """
 
+import colorsys
 import json
 import os
 import shutil
@@ -20,13 +23,13 @@ from PIL import Image, ImageFilter
 from tood.errors import DataError
 from tood.results import read_json
 
-RECIPE = {"data": "digits on photographs", "version": 1}  # a change of anything below is a new version
+RECIPE = {"data": "digits on photographs", "version": 2}  # a change of anything below is a new version
 IMAGES = {"train": 240, "val": 60}
-HEIGHT, WIDTH = 192, 256
-SIDES = (24, 72)  # px that a scan's side is enlarged to
+HEIGHT, WIDTH = 128, 160
+SIDES = (24, 56)  # px that a scan's side is enlarged to
 MOST = 5  # digits an image
 VAL_FROM_COLUMN = 370  # of the photographs (640 wide): val is cut from the right of it, train from the left
-INKS = ((255, 255, 255), (255, 236, 120), (140, 235, 255), (170, 255, 150))
+HUE_SPREAD = 0.02  # of an ink around its digit's hue; neighbours are 0.1 apart
 
 
 def digits_split(root: Path, split: Literal["train", "val"]) -> tuple[Path, Path]:
@@ -99,7 +102,7 @@ def _write_split(
         boxes: list[tuple[int, int, int, int]] = []
         for _ in range(draw.integers(1, MOST, endpoint=True)):
             scan = draw.integers(len(scans))
-            box = _paint(picture, scans[scan], boxes, draw)
+            box = _paint(picture, scans[scan], _ink(int(labels[scan]), draw), boxes, draw)
             if box is not None:
                 boxes.append(box)
                 annotations.append(_annotation(len(annotations) + 1, image_id, int(labels[scan]) + 1, box))
@@ -119,7 +122,11 @@ def _cut(photograph: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 def _paint(
-    picture: np.ndarray, scan: np.ndarray, boxes: list[tuple[int, int, int, int]], draw: np.random.Generator
+    picture: np.ndarray,
+    scan: np.ndarray,
+    colour: np.ndarray,
+    boxes: list[tuple[int, int, int, int]],
+    draw: np.random.Generator,
 ) -> tuple[int, int, int, int] | None:
     """Paint a scan at a random size and place, in place; its box (x1, y1, x2, y2), or None where no free place was found."""
     side = round(float(np.exp(draw.uniform(*np.log(SIDES)))))
@@ -138,8 +145,14 @@ def _paint(
     blurred = Image.fromarray((ink * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(side / 12))
     shadow = (np.asarray(blurred, dtype=np.float32) / 255 * 1.5).clip(0, 0.8)
     picture *= 1 - shadow[:, :, None]
-    picture += (np.float32(INKS[draw.integers(len(INKS))]) - picture) * ink[:, :, None]
+    picture += (colour - picture) * ink[:, :, None]
     return box
+
+
+def _ink(digit: int, draw: np.random.Generator) -> np.ndarray:
+    """A bright colour of about the digit's own hue: f32 [3] in 0..255."""
+    hue = digit / 10 + draw.uniform(-HUE_SPREAD, HUE_SPREAD)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, draw.uniform(0.65, 0.9), 1.0), dtype=np.float32)
 
 
 def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 2) -> bool:

@@ -20,9 +20,7 @@ def mean_over_ranks(*sums: Tensor) -> list[Tensor]:
     return list(packed.clamp(min=1).unbind())
 
 
-def class_loss_sum(
-    log_scores: Tensor, labels: Tensor, positive: Tensor, counted: Tensor, negative_loss, positive_loss
-) -> Tensor:
+def class_loss_sum(log_scores: Tensor, labels: Tensor, positive: Tensor, counted: Tensor, negative_loss, positive_loss) -> Tensor:
     """Sum over points and classes of one loss for 0-targets and another for the point's own class.
 
     log_scores [B, N, K], labels int64 [B, N], positive and counted bool [B, N]; `negative_loss(log_p)` runs over

@@ -1,0 +1,120 @@
+"""Training, small and real: the same bits again, on from a checkpoint; what is refused and what ends a run."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import write_dataset
+from tests.tood.tiny_recipe import recipe, weights
+from tood import training
+from tood.checkpoint import load_checkpoint, load_model, save_model
+from tood.config import to_dict
+from tood.errors import ConfigError, DataError
+from tood.training import DivergedError, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=8, val=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Emptied after its test: checkpoints are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def files(checkpoint: Path) -> dict[str, str]:
+    return {
+        name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+        for name in ("model/model.safetensors", "training.safetensors")
+    }
+
+
+@pytest.mark.parametrize(("ema", "epochs"), [(0.0, 4), (0.9, 2)], ids=["plain", "averaged"])
+def test_a_seed_gives_the_same_bits_again_and_after_a_stop(data, folder, ema, epochs):
+    config, half = recipe(data, ema=ema, epochs=epochs, evaluate_every=3), epochs // 2
+    reports = []
+    train(config, folder / "through", on_epoch=reports.append)
+    train(config, folder / "stopped", stop_after=half)
+    assert len(list((folder / "stopped").iterdir())) == half
+    middle, last = f"epoch_{half:04d}", f"epoch_{epochs:04d}"
+    assert files(folder / "stopped" / middle) == files(folder / "through" / middle)
+    train(config, folder / "resumed", resume=folder / "stopped" / middle)
+    assert len(list((folder / "resumed").iterdir())) == epochs - half
+    assert files(folder / "resumed" / last) == files(folder / "through" / last)
+
+    assert [r.figures is not None for r in reports] == [epoch in (3, epochs) for epoch in range(1, epochs + 1)]
+    assert [r.last for r in reports] == [False] * (epochs - 1) + [True]
+    measured = {name: value for name, value in reports[-1].metrics.items() if name.startswith("val/")}
+    assert load_model(folder / "through" / last).info.metrics == measured
+    assert "val/AP" in measured
+    kept = load_checkpoint(folder / "through" / last)
+    assert (kept.info.epoch, kept.info.step) == (epochs, 2 * epochs)
+    own = {k.removeprefix("weights."): v for k, v in kept.tensors.items() if k.startswith("weights.")}
+    assert own.keys() == (kept.weights.keys() if ema else set())
+    if ema:
+        assert not torch.equal(own["head.classes.weight"], kept.weights["head.classes.weight"])
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed(data, folder):
+    train(recipe(data), folder / "run", stop_after=1)
+    with pytest.raises(ConfigError, match=r"epoch_0001: was written by another configuration \(hash \w{12}, here \w{12}\)"):
+        train(recipe(data, seed=1), folder / "other", resume=folder / "run/epoch_0001")
+    assert not (folder / "other").exists()
+    train(recipe(data, seed=1), folder / "seed", stop_after=1)
+    assert not torch.equal(weights(folder / "seed")["head.boxes.weight"], weights(folder / "run")["head.boxes.weight"])
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(data, folder):
+    train(recipe(data), folder / "run", stop_after=1)
+    model = load_model(folder / "run/epoch_0001")
+    model.weights["head.classes.weight"][:] = float("nan")
+    save_model(folder / "broken", model.weights, model.info)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1: training has diverged \(loss cls nan, .*train\.lr"):
+        train(recipe(data, init=str(folder / "broken")), folder / "diverged")
+    with pytest.raises(DivergedError, match=r"epoch 2, step 3: training has diverged \(loss cls 0, box 0\)"):
+        train(recipe(data, lr=100, warmup_steps=0, evaluate_every=4), folder / "collapsed")
+    assert not (folder / "diverged").exists()
+    assert [p.name for p in (folder / "collapsed").iterdir()] == ["epoch_0001"]
+
+
+def test_the_command_trains_from_a_file_goes_on_and_refuses_in_one_line(data, folder, capsys):
+    file = folder / "recipe.json"
+    file.write_text(json.dumps(to_dict(recipe(data, epochs=2, milestones=[]))))
+    command = [str(file), "--output", str(folder / "run")]
+    assert training.main([*command, "--stop-after", "1"]) == 0
+    assert training.main([*command, "--resume"]) == 0
+    assert [p.name for p in sorted((folder / "run").iterdir())] == ["epoch_0001", "epoch_0002"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" loss")[0] for line in printed] == [
+        "epoch 1/2 step 1/2", "epoch 1/2 step 2/2", printed[2], "epoch 2/2 step 1/2", "epoch 2/2 step 2/2", printed[5],
+    ]  # fmt: skip
+    assert printed[5].startswith("epoch 2 done: val/AP ")
+    for text, message in (("{", "is not JSON"), ('{"trian": {}}', "did you mean 'train'"), (None, "cannot be read")):
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+        assert training.main([str(file)]) == 2
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1
+        assert said.err.startswith("error: ")
+        assert message in said.err
+
+
+def test_splits_of_different_classes_and_uneven_batches_are_refused(data, folder):
+    with pytest.raises(ConfigError, match="accumulate: 3 does not divide"):
+        recipe(data, accumulate=3)
+    with pytest.raises(ConfigError, match="milestones"):
+        recipe(data, milestones=[3, 2])
+    other = shutil.copytree(data, folder / "other")
+    content = json.loads((other / "val.json").read_text())
+    content["categories"][0]["name"] = "pink"
+    (other / "val.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"val\.json: its categories differ"):
+        train(recipe(other), folder / "run")

@@ -1,0 +1,159 @@
+"""What training does with several passes a step, other classes, other precision and several processes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import write_dataset
+from tests.tood.tiny_recipe import recipe, weights
+from tood import training
+from tood.config import to_dict
+from tood.data.coco import read_split
+from tood.detectors import build_detector
+from tood.errors import CheckpointError
+from tood.results import Detections
+from tood.training import train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=8, val=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Emptied after its test: checkpoints are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_accumulating_gives_what_one_pass_gives(data, folder):
+    """On equal images, since each pass divides its losses by its own objects."""
+    twins = shutil.copytree(data, folder / "twins")
+    content = json.loads((twins / "train.json").read_text())
+    first = content["images"][0]
+    content["images"] = [first | {"id": i} for i in range(1, 9)]
+    own = [a for a in content["annotations"] if a["image_id"] == first["id"]]
+    content["annotations"] = [a | {"image_id": i, "id": 100 * i + a["id"]} for i in range(1, 9) for a in own]
+    (twins / "train.json").write_text(json.dumps(content))
+    for name, accumulate in (("whole", 1), ("parts", 2)):
+        config = recipe(twins, norm_eval=True, flip=0, accumulate=accumulate, warmup_steps=0)
+        train(config, folder / name, stop_after=1)
+    whole, parts = weights(folder / "whole"), weights(folder / "parts")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_model_of_other_classes_is_a_start_and_what_was_kept_is_reported(data, folder):
+    train(recipe(data), folder / "run", stop_after=1)
+    other = shutil.copytree(data, folder / "other")
+    for split in ("train", "val"):
+        content = json.loads((other / f"{split}.json").read_text())
+        content["categories"][0]["name"] = "pink"
+        content["categories"].append({"id": 9, "name": "grey"})
+        (other / f"{split}.json").write_text(json.dumps(content))
+    reported = []
+    config = recipe(other, init=str(folder / "run/epoch_0001"), lr=0.0)
+    train(config, folder / "tuned", stop_after=1, on_start=lambda train_data, val_data, loaded: reported.append(loaded))
+    assert reported[0].shared_classes == ("green", "blue")
+    assert set(reported[0].skipped) == {"head.classes.weight", "head.classes.bias"}
+    assert "but for the classes green, blue" in reported[0].line()
+    before, after = weights(folder / "run"), weights(folder / "tuned")
+    assert after["head.classes.weight"].shape[0] == 4
+    assert torch.equal(after["head.classes.weight"][1:3], before["head.classes.weight"][1:3])
+    assert not torch.equal(after["head.classes.weight"][0], before["head.classes.weight"][0])
+    assert torch.equal(after["head.boxes.weight"], before["head.boxes.weight"])
+
+    shutil.rmtree(folder / "run")  # a resumed run needs its own checkpoint alone
+    train(config, folder / "tuned", resume=folder / "tuned/epoch_0001", stop_after=2)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(config, folder / "anew")
+
+
+@pytest.mark.parametrize(("option", "value"), [("precision", "bf16"), ("channels_last", True)])
+def test_options_of_speed_change_how_it_computes_and_hardly_what(data, folder, monkeypatch, option, value):
+    runs, original = [], training.start
+    monkeypatch.setattr(training, "start", lambda *arguments: runs.append(original(*arguments)) or runs[-1])
+    losses = {}
+    for name, options in (("usual", {}), (option, {option: value})):
+        reports = []
+        config = recipe(data, **options)
+        train(config, folder / name, stop_after=1, on_step=lambda r, kept=reports: kept.append(r.metrics["train/loss"]))
+        losses[name] = reports
+    assert losses[option] == pytest.approx(losses["usual"], rel=0.05)
+    features, layout = [], {"memory_format": torch.channels_last}
+    for run in runs:
+        run.model.backbone.register_forward_hook(lambda module, inputs, outputs: features.append(outputs[0]))
+        training.detect_all(run.model, training.read_data(config.data)[1], run.recipe, torch.device("cpu"))
+    usual, changed = features[0], features[-1]
+    assert (usual.dtype, usual.is_contiguous(**layout)) == (torch.float32, False)
+    if option == "precision":
+        assert losses[option] != losses["usual"]
+        assert changed.dtype == torch.bfloat16
+        assert {t.dtype for t in weights(folder / option).values() if t.is_floating_point()} == {torch.float32}
+    else:
+        assert changed.is_contiguous(**layout)
+
+
+RANK = """
+import hashlib, json, sys
+from pathlib import Path
+import torch.distributed as dist
+from tood import training
+from tood.recipe import read_recipe
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+runs, start, said = [], training.start, {}
+training.start = lambda *arguments: runs.append(start(*arguments)) or runs[-1]
+for name in ("fixed", "moving"):
+    reports = []
+    training.train(read_recipe(folder / f"{name}.json"), folder / name, stop_after=1, on_epoch=reports.append)
+    tensors = [*runs[-1].model.state_dict().values(), *(runs[-1].ema.tensors.values() if runs[-1].ema else ())]
+    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+    found = reports[0].detections
+    said[name] = {"digest": digest, "found": found and [column.tolist() for column in found]}
+(folder / f"rank{rank}.json").write_text(json.dumps(said))
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_hold_the_same_weights_and_share_an_evaluation(data, folder):
+    fixed = recipe(data, norm_eval=True)
+    moving = recipe(data, norm_eval=False, ema=0.9)  # BatchNorm's statistics are each rank's own while it trains
+    for name, config in (("fixed", fixed), ("moving", moving)):
+        (folder / f"{name}.json").write_text(json.dumps(to_dict(config)))
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(folder)]) for rank in (0, 1)]
+    try:
+        assert [rank.wait(400) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    for name in ("fixed", "moving"):
+        assert first[name]["digest"] == second[name]["digest"]
+        assert second[name]["found"] is None
+
+    reports = []
+    train(fixed, folder / "one", stop_after=1, on_epoch=reports.append)
+    one, two = weights(folder / "one"), weights(folder / "fixed")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    _assert_same_detections(first["fixed"]["found"], reports[0].detections)
+    model = build_detector(moving.model, 3, moving.predict)
+    model.load_state_dict(weights(folder / "moving"))
+    alone = training.detect_all(model, read_split(moving.data, "val"), moving, torch.device("cpu"))
+    _assert_same_detections(first["moving"]["found"], alone)
+
+
+def _assert_same_detections(shared: list[list], alone: Detections) -> None:
+    """Each image once: no detection is missing or double."""
+    assert len(alone.scores) == 3 * 20
+    np.testing.assert_array_equal(shared[0], alone.image_ids)
+    np.testing.assert_allclose(shared[2], alone.scores, rtol=1e-3)
