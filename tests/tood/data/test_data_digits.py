@@ -36,7 +36,7 @@ def test_is_a_clean_coco_data_set(config):
         assert set(labels) == set(range(10))
         sides = np.concatenate([record.boxes[:, 3] - record.boxes[:, 1] for record in data.images])
         assert sides.min() >= 12
-        assert sides.max() > 60
+        assert sides.max() > 45
 
 
 def test_boxes_hold_bright_ink_and_do_not_overlap(config):
