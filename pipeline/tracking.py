@@ -31,6 +31,7 @@ SWEEP = "tood.sweep"  # tag: the sweep that a trial's run belongs to
 INCOMPLETE = "tood.artifacts_missing"  # tag: artifacts that could not be stored
 
 ARTIFACT_SECONDS = 60  # longest time one artifact may hold up its caller
+DATASET_ATTEMPTS = 5
 PAUSE_SECONDS = 120  # after a failure nothing of that kind is tried again for so long
 
 log = logging.getLogger(__name__)
@@ -162,9 +163,17 @@ class Run:
             source=json.dumps({"fingerprint": fingerprint}),
             profile=json.dumps({"images": images}),
         )
-        with explained(f"dataset {name!r} of run {self.run_id}"):
-            used = DatasetInput(data, [InputTag("mlflow.data.context", context)])
-            mlflow_client(self.uri).log_inputs(self.run_id, datasets=[used])
+        used = DatasetInput(data, [InputTag("mlflow.data.context", context)])
+        for attempt in range(DATASET_ATTEMPTS):
+            try:
+                with explained(f"dataset {name!r} of run {self.run_id}"):
+                    mlflow_client(self.uri).log_inputs(self.run_id, datasets=[used])
+                break
+            except TrackingError as error:
+                # Two runs that name the same new data at once collide in MLflow's database; the later finds it there.
+                if attempt + 1 == DATASET_ATTEMPTS:
+                    log.warning("%s; the run goes on, its tags name the data", error)
+                time.sleep(0.2 * (attempt + 1))
         self.tags({f"data.{context}": name, f"data.{context}.fingerprint": fingerprint})
 
     def text(self, content: str, path: str) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,14 @@ class Progress:
     best_epoch: int = 0
     best_prefix: str = ""
     best_value: float = float("-inf")
+    step: int = 0  # of the newest checkpoint
+    metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
 
-    def advance(self, epoch: int, prefix: str, value: float | None) -> "Progress":
+    def advance(self, report: EpochReport, prefix: str, value: float | None) -> "Progress":
+        reached = replace(self, epoch=report.epoch + 1, prefix=prefix, step=report.step, metrics=report.metrics)
         if value is not None and value > self.best_value:
-            return Progress(epoch, prefix, epoch, prefix, value)
-        return replace(self, epoch=epoch, prefix=prefix)
+            return replace(reached, best_epoch=reached.epoch, best_prefix=prefix, best_value=value)
+        return reached
 
 
 def fit(
@@ -140,6 +143,8 @@ class _Worker:
         if (checkpoint := ray_train.get_checkpoint()) is not None:
             self.progress = _read_pointer(checkpoint)
             resume = fetch(self.store, self.progress.prefix, self.scratch / "resume")
+            if self.tracked:  # a worker may have died between its report and its tracking; what is there is not doubled
+                self.tracked.metrics(self.progress.metrics, self.progress.step, epoch=self.progress.epoch)
         elif recipe.init.startswith("models:/"):
             recipe = replace(recipe, init=str(pull(recipe.init, self.address.tracking, self.scratch / "init")))
         elif recipe.init not in ("none", "imagenet"):
@@ -176,7 +181,7 @@ class _Worker:
             return
         before, value = self.progress, report.metrics.get(self.metric)
         prefix = upload_checkpoint(self.store, report.checkpoint, self.address.run)
-        self.progress = before.advance(report.epoch + 1, prefix, value)
+        self.progress = before.advance(report, prefix, value)
         pointer = self.scratch / "pointer"
         pointer.mkdir(exist_ok=True)
         (pointer / POINTER).write_text(json.dumps(asdict(self.progress)))

@@ -3,12 +3,18 @@
 import pytest
 
 from pipeline.config import Experiment, experiment_of, load_values, merge
+from tests.tiny import write_experiment
 from tood.detectors import DETECTORS
 from tood.errors import ConfigError
 from tood.objectives.atss import ATSS
 from tood.objectives.task_aligned import TaskAligned
 
 BOMB = "a: &a [1]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in ("ab", "bc", "cd", "de"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return str(write_experiment(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture
@@ -95,17 +101,17 @@ def test_an_unknown_experiment_is_refused_and_the_nearest_name_given(name):
         ("model.objective={name: atss, topk: 5}", "model", "objective", ATSS(topk=5)),
     ],
 )
-def test_an_override_has_the_type_of_its_key(override, section, key, value):
-    found = getattr(getattr(load("demo", override), section), key)
+def test_an_override_has_the_type_of_its_key(tiny, override, section, key, value):
+    found = getattr(getattr(load(tiny, override), section), key)
     if value is None and key == "val":
-        assert (found.images, found.annotations) == ("x/y", "annotations/instances_val.json")
+        assert (found.images, found.annotations) == ("x/y", "val.json")
     else:
         assert found == value
         assert type(found) is type(value)
 
 
-def test_the_last_of_several_overrides_wins():
-    assert load("demo", "train.epochs=3", "train.lr=0.5", "train.epochs=4").train.epochs == 4
+def test_the_last_of_several_overrides_wins(tiny):
+    assert load(tiny, "train.epochs=3", "train.lr=0.5", "train.epochs=4").train.epochs == 4
 
 
 @pytest.mark.parametrize(
@@ -122,9 +128,9 @@ def test_the_last_of_several_overrides_wins():
         ("train.lr=", "train.lr: expected float, got None"),
         ("train=3", "train: expected a mapping of keys, got 3"),
         ("train.milestones=[5, 2]", "train.milestones: .* ascending"),
-        ("train.accumulate=3", "train.accumulate: 3 does not divide train.batch_size=8"),
-        ("ray.workers=3", "8 images a step .* ray.workers=3; use a multiple of 3"),
-        ("data.short_side_min=500", "data.short_side_min: 500 is larger than data.short_side=192"),
+        ("train.accumulate=3", "train.accumulate: 3 does not divide train.batch_size=4"),
+        ("ray.workers=3", "4 images a step .* ray.workers=3; use a multiple of 3"),
+        ("data.short_side_min=500", "data.short_side_min: 500 is larger than data.short_side=64"),
         ("name=a/b", "name: 'a/b' names folders and models"),
         ("tracking.model=a b", "tracking.model: 'a b' names"),
         ("data.root=${oc.env:HOME}", "interpolations such as"),
@@ -134,39 +140,39 @@ def test_the_last_of_several_overrides_wins():
         ("train..epochs=3", "expected key=value"),
         ("sweep.metric=val/AP5", "sweep.metric: 'val/AP5' is not one of .*did you mean"),
         ("sweep.published=[{AP: 3}]", r"sweep: published\[0\]: expected at:"),
-        ("sweep={scheduler: asha, grace_epochs: 9}", "sweep.grace_epochs: 9 is more than train.epochs=6"),
+        ("sweep={scheduler: asha, grace_epochs: 9}", "sweep.grace_epochs: 9 is more than train.epochs=4"),
     ],
 )
-def test_a_bad_override_is_one_clear_error(override, message):
+def test_a_bad_override_is_one_clear_error(tiny, override, message):
     with pytest.raises(ConfigError, match=message):
-        load("demo", override)
+        load(tiny, override)
 
 
-def test_another_name_starts_the_options_anew_and_the_same_name_goes_on():
+def test_another_name_starts_the_options_anew_and_the_same_name_goes_on(tiny):
     base = {"objective": {"name": "task_aligned", "alpha": 0.5, "warmup": {"name": "atss", "topk": 5}}}
     assert merge(base, {"objective": {"name": "atss", "topk": 3}})["objective"] == {"name": "atss", "topk": 3}
     assert merge(base, {"objective": {"m": 9}})["objective"] == base["objective"] | {"m": 9}
     assert merge(base, {"objective": {"name": "task_aligned", "m": 9}})["objective"] == base["objective"] | {"m": 9}
-    assert load("demo", "model.objective.name=atss").model.objective == ATSS()
-    assert load("demo").model.objective == TaskAligned(warmup_epochs=1)
+    assert load(tiny, "model.objective.name=atss").model.objective == ATSS()
+    assert load(tiny).model.objective == TaskAligned(warmup_epochs=1)
     with pytest.raises(ConfigError, match=r"model\.objective\.alpha: unknown key"):
-        load("demo", "model.objective.name=atss", "model.objective.alpha=1")
+        load(tiny, "model.objective.name=atss", "model.objective.alpha=1")
 
 
 # -- detectors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_row_of_the_table_takes_the_place_of_another(name):
-    """demo names no tower, aligner, prior or box of its own; its objective's options belong to task alignment."""
+def test_a_row_of_the_table_takes_the_place_of_another(tiny, name):
+    """tiny names no tower, aligner, prior or box of its own; its objective's options belong to task alignment."""
     objective = DETECTORS[name]["objective"]["name"]
-    model = load("demo", f"model.detector={name}", f"model.objective.name={objective}").model
+    model = load(tiny, f"model.detector={name}", f"model.objective.name={objective}").model
     row = DETECTORS[name]
     assert {key: getattr(model, key) for key in ("tower", "aligner", "prior", "box")} == {
         key: row[key] for key in ("tower", "aligner", "prior", "box")
     }
     assert model.objective.name == objective
-    assert (model.layers, model.channels) == (4, 64)  # what the experiment says itself stays
+    assert (model.layers, model.channels) == (2, 16)  # what the experiment says itself stays
 
 
 @pytest.mark.parametrize(
@@ -175,10 +181,10 @@ def test_a_row_of_the_table_takes_the_place_of_another(name):
         (["model.tower=parallel", "model.aligner=both"], "aligner: 'both' needs .* tower=t_head; .* set aligner=none"),
         (["model.box=delta"], "'delta' is relative to an anchor's size; set prior=anchor or box=distance"),
         (["model.prior=anchor"], "'anchor' has no effect on box=distance; set box=delta or prior=point"),
-        (["model.groups=7"], "channels: 64 is not a multiple of groups=7"),
+        (["model.groups=7"], "channels: 16 is not a multiple of groups=7"),
     ],
 )
-def test_choices_that_contradict_each_other_are_explained(overrides, message):
+def test_choices_that_contradict_each_other_are_explained(tiny, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        load("demo", *overrides)
-    assert load("demo", "model.tower=parallel").model.aligner == "none"  # follows where nothing else is said
+        load(tiny, *overrides)
+    assert load(tiny, "model.tower=parallel").model.aligner == "none"  # follows where nothing else is said

@@ -7,6 +7,12 @@ import yaml
 
 from pipeline.cli import main
 from pipeline.config import Experiment, experiment_names, experiment_of, load_values
+from tests.tiny import write_experiment
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return str(write_experiment(tmp_path_factory.mktemp("tiny")))
 
 
 def load(name: str, *overrides: str) -> Experiment:
@@ -19,16 +25,16 @@ def load(name: str, *overrides: str) -> Experiment:
      "train.log_every=1", "tracking.uri=http://x", "tracking.experiment=x", "tracking.model=x", "storage.url=s3://x/y",
      "ray.address=auto", "ray.cpus_per_worker=4", "ray.gpus_per_worker=1", "ray.max_failures=0", "sweep.seed=3"],
 )  # fmt: skip
-def test_where_and_how_fast_a_run_works_is_no_part_of_its_hash(override):
-    assert load("demo", override).hash == load("demo").hash
+def test_where_and_how_fast_a_run_works_is_no_part_of_its_hash(tiny, override):
+    assert load(tiny, override).hash == load(tiny).hash
 
 
-def test_everything_that_changes_results_changes_the_hash():
-    overrides = ["train.seed=1", "train.batch_size=4", "train.lr=0.02", "train.epochs=7", "train.precision=bf16",
+def test_everything_that_changes_results_changes_the_hash(tiny):
+    overrides = ["train.seed=1", "train.batch_size=8", "train.lr=0.02", "train.epochs=7", "train.precision=bf16",
                  "train.ema=0.9", "model.objective.alpha=0.5", "model.objective.m=9", "model.detector=parallel_tal",
-                 "model.layers=2", "model.backbone.depth=34", "data.long_side=512", "data.short_side=160", "data.flip=0.5",
+                 "model.layers=3", "model.backbone.depth=34", "data.long_side=512", "data.short_side=32", "data.flip=0.25",
                  "data.keep_empty=true", "init=imagenet", "predict.nms_iou=0.5", "ray.workers=2"]  # fmt: skip
-    hashes = {load("demo", *override).hash for override in [[], *([o] for o in overrides)]}
+    hashes = {load(tiny, *override).hash for override in [[], *([o] for o in overrides)]}
     assert len(hashes) == len(overrides) + 1
 
 

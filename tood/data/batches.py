@@ -69,7 +69,7 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(
         images,
         sizes,
-        pad_targets([s.boxes for s in samples], [s.labels for s in samples]),
+        pad_targets([s.boxes for s in samples], [s.labels for s in samples], [s.crowds for s in samples]),
         torch.tensor([s.image_id for s in samples]),
         torch.tensor([s.original_size for s in samples]),
         torch.tensor([s.scale for s in samples], dtype=torch.float32),

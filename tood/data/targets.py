@@ -30,10 +30,14 @@ def labels_of(targets: Targets, owner: Tensor) -> Tensor:
     return labels.gather(1, owner.clamp(min=0))
 
 
-def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
-    """Lists of [G_i, 4] and [G_i] -> Targets."""
+def pad_targets(boxes: list[Tensor], labels: list[Tensor], crowds: list[Tensor] | None = None) -> Targets:
+    """Lists of [G_i, 4], [G_i] and [I_i, 4] -> Targets."""
     rows = max((len(b) for b in boxes), default=0)
     valid = torch.stack([torch.arange(rows) < len(b) for b in boxes])
-    padded_boxes = torch.stack([torch.cat([b.float(), b.new_zeros(rows - len(b), 4).float()]) for b in boxes])
     padded_labels = torch.stack([torch.cat([x.long(), x.new_zeros(rows - len(x)).long()]) for x in labels])
-    return Targets(padded_boxes, padded_labels, valid)
+    return Targets(_pad_boxes(boxes), padded_labels, valid, _pad_boxes(crowds) if crowds else None)
+
+
+def _pad_boxes(boxes: list[Tensor]) -> Tensor:
+    rows = max((len(b) for b in boxes), default=0)
+    return torch.stack([torch.cat([b.float(), b.new_zeros(rows - len(b), 4).float()]) for b in boxes])

@@ -19,7 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows m
 
 
 class Sample(NamedTuple):
-    """One image with the objects to learn (crowds are not among them), after resize and flip."""
+    """One image with the objects to learn (crowds are kept apart), after resize and flip."""
 
     image: Tensor  # u8 [3,H,W] RGB
     boxes: Tensor  # f32 [G,4] xyxy px of `image`
@@ -27,6 +27,7 @@ class Sample(NamedTuple):
     image_id: int
     original_size: tuple[int, int]  # (height, width) in the file
     scale: tuple[float, float]  # (width, height): resized / original
+    crowds: Tensor  # f32 [I,4] xyxy px of `image`: regions that hold objects which nobody counted
 
 
 def load_sample(record: ImageRecord, config: DataConfig, *, training: bool, seed: tuple[int, ...] = ()) -> Sample:
@@ -44,12 +45,13 @@ def load_sample(record: ImageRecord, config: DataConfig, *, training: bool, seed
     scale = (width / record.width, height / record.height)
     image = resize(image, (height, width))
 
-    objects = ~record.crowd
-    boxes = resize_boxes(torch.from_numpy(record.boxes[objects]), scale, (height, width))
+    boxes = resize_boxes(torch.from_numpy(record.boxes), scale, (height, width))
     if training and draw.random() < config.flip:
         image, boxes = image.flip(-1), flip_boxes(boxes, width)
-    labels = torch.from_numpy(record.labels[objects])
-    return Sample(image, boxes, labels, record.image_id, (record.height, record.width), scale)
+    crowd = torch.from_numpy(record.crowd)
+    labels = torch.from_numpy(record.labels)[~crowd]
+    size = (record.height, record.width)
+    return Sample(image, boxes[~crowd], labels, record.image_id, size, scale, boxes[crowd])
 
 
 def decode_record(record: ImageRecord) -> Tensor:

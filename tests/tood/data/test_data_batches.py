@@ -38,6 +38,13 @@ def data(tmp_path_factory) -> CocoData:
     return CocoData(tuple(records), ("a", "b", "c"), (1, 2, 3), Path("annotations.json"), "0" * 64)
 
 
+def test_crowds_reach_the_batch_apart_from_the_objects(data):
+    (batch,) = [b for b in eval_loader(data, CONFIG, batch_size=1) if b.image_ids.tolist() == [1004]]
+    assert batch.targets.valid.sum() == 0
+    assert batch.targets.crowds.shape == (1, 2, 4)
+    assert (batch.targets.crowds[..., 2:] > batch.targets.crowds[..., :2]).all()
+
+
 def ids(batches) -> list[list[int]]:
     return [batch.image_ids.tolist() for batch in batches]
 
@@ -53,7 +60,7 @@ def same(a, b) -> bool:
 def sample(height: int, width: int, objects: int) -> Sample:
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
     boxes = torch.arange(objects * 4, dtype=torch.float32).view(-1, 4)
-    return Sample(image, boxes, torch.arange(objects), objects, (height * 2, width * 2), (0.5, 0.5))
+    return Sample(image, boxes, torch.arange(objects), objects, (height * 2, width * 2), (0.5, 0.5), torch.zeros(1, 4))
 
 
 def test_collate_pads_images_and_targets():
