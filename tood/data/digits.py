@@ -6,7 +6,7 @@
 
 Train and val share neither a scan nor a part of a photograph. A digit's box is the smallest around its visible ink. Each
 digit is written in an ink of about its own hue, as on a colour-coded form: a detector that starts from random weights then
-learns to tell them apart in minutes on a CPU, where by shape alone it takes hours.
+learns to tell them apart in minutes on a CPU, which by shape alone it does not.
 """
 
 import colorsys
