@@ -24,7 +24,7 @@ from pipeline.site import Site, absolute, prepare
 from pipeline.tracking import SWEEP, Run, reconcile
 from pipeline.train import Address, fit
 from pipeline.trial_table import TrialTable
-from tood.config import config_hash
+from tood.config import config_hash, to_dict
 from tood.errors import ConfigError, ToodError
 
 PLAN = "sweep.json"
@@ -129,7 +129,8 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
 
     trainable = tune.with_resources(trial, {"CPU": cluster.TRIAL_CPUS})
     table = TrialTable(experiment.train.epochs, config.metric, describe, say)
-    saved = f"{storage}/tune"
+    place, _, query = storage.partition("?")  # a URI may name an endpoint at its end
+    saved = f"{place}/tune?{query}" if query else f"{place}/tune"
     if tune.Tuner.can_restore(saved):
         say("going on where the sweep was left")
         # Resumed as it was configured, but for what is not part of the saved state: the callbacks.
@@ -178,7 +179,7 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
     """The driver of one trial, in a process of its own: an MLflow run around a training run."""
     experiment = absolute(experiment_of(plan.values, trial))
     trial_id = tune.get_context().get_trial_id()
-    params = flat_params(_plain(experiment), swept=space.swept_keys(experiment.sweep.space))
+    params = flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space))
     tracked = Run.open(
         site.tracking,
         site.experiment_id,
@@ -218,7 +219,7 @@ def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
         id=trial_id,
         values=values,
         run_id=tracked.run_id,
-        params=flat_params(_plain(experiment), swept=space.swept_keys(experiment.sweep.space)),
+        params=flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space)),
         best=best if metrics.get("best_prefix") else None,
         best_epoch=metrics.get("best_epoch", 0),
         prefix=metrics.get("best_prefix", ""),
@@ -251,9 +252,3 @@ def _sweep_hash(experiment: Experiment) -> str:
 def _amount(plan: Plan, experiment: Experiment) -> str:
     count = experiment.sweep.samples if plan.trials is None else len(plan.trials)
     return f"{count} trials of {experiment.train.epochs} epochs"
-
-
-def _plain(experiment: Experiment) -> Values:
-    from tood.config import to_dict
-
-    return to_dict(experiment)
