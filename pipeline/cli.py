@@ -13,6 +13,8 @@ from pipeline.arguments import Parser, number
 from tood.errors import DataError, ToodError
 
 EXPERIMENT = "a shipped experiment's name (`tood experiments`) or a YAML file"
+MODEL = "models:/NAME@alias, a model or checkpoint folder, or a .safetensors file"
+RUN = "MLflow run to log to; else tracking.uri, tracking.experiment or MLFLOW_TRACKING_URI make it a run of its own"
 SETTINGS = "overrides such as train.epochs=24 data.root=/data/coco"
 
 
@@ -107,6 +109,50 @@ def _predict(options: argparse.Namespace) -> None:
     for image in summary:
         print(f"{image['file_name']}: {image['detections']} detections")
     print(f"{len(summary)} pictures and predictions.json in {target}")
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    from pipeline.analyze import analyze_model
+    from pipeline.detect import find_model
+
+    experiment, settings = _experiment_and_settings(options.settings)
+    values, tracking, output = _values_and_places(experiment, settings)
+    figures, table = analyze_model(
+        find_model(options.checkpoint, tracking, output / "models"),
+        values,
+        Path(options.output),
+        name=options.checkpoint,
+        threshold=options.threshold,
+        tracking=tracking,
+        run_id=options.run_id,
+    )
+    if options.json:
+        print(json.dumps(figures))
+        return
+    print(table)
+    print(f"analysis.json, alignment.png, errors.png and confusions.png in {options.output}")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from pipeline.detect import find_model
+    from pipeline.explain import explain_images, line
+
+    values, tracking, output = _values_and_places(options.experiment, options.set)
+    summary = explain_images(
+        {name: find_model(name, tracking, output / "models") for name in options.checkpoint},
+        options.images,
+        values,
+        Path(options.output),
+        number=options.object,
+        tracking=tracking,
+        run_id=options.run_id,
+    )
+    if options.json:
+        print(json.dumps(summary))
+        return
+    for image in summary:
+        print(line(image))
+    print(f"pictures and explanations.json in {options.output}")
 
 
 def _pull(options: argparse.Namespace) -> None:
@@ -238,6 +284,24 @@ def _parser() -> Parser:
     added.add_argument("--output", default="runs/predictions", help="folder for pictures and predictions.json")
     added.add_argument("--threshold", type=number(float, 0, 1), default=0.3, help="lowest score shown (default 0.3)")
     added.add_argument("--set", action="append", default=[], metavar="key=value", help="such as tracking.uri or output")
+    added.add_argument("--json", action="store_true")
+
+    added = verb("analyze", _analyze, "how well a model's tasks agree, what its errors are and what they cost")
+    added.add_argument("checkpoint", help=MODEL)
+    added.add_argument("settings", nargs="*", metavar="EXPERIMENT key=value", help="whose val split to analyse it on")
+    added.add_argument("--output", default="runs/analysis", help="folder for figures, table and pictures")
+    added.add_argument("--threshold", type=number(float, 0, 1), default=0.3, help="lowest score among the confusions (default 0.3)")
+    added.add_argument("--run", dest="run_id", metavar="RUN_ID", help=RUN)
+    added.add_argument("--json", action="store_true")
+
+    added = verb("explain", _explain, "draw where detectors are sure, where they are exact, and which points learn an object")
+    added.add_argument("images", nargs="+", help="image files or folders")
+    added.add_argument("--checkpoint", action="append", required=True, help=f"{MODEL}; twice: two, one above the other")
+    added.add_argument("--experiment", help="whose annotations to look an image up in; without, its best detection is explained")
+    added.add_argument("--object", type=number(int, 1, 100_000), metavar="N", help="the image's N-th annotated object alone")
+    added.add_argument("--output", default="runs/explanations", help="folder for pictures and explanations.json")
+    added.add_argument("--set", action="append", default=[], metavar="key=value", help="such as data.root or tracking.uri")
+    added.add_argument("--run", dest="run_id", metavar="RUN_ID", help=RUN)
     added.add_argument("--json", action="store_true")
 
     added = verb("pull", _pull, "download a registered model, every byte verified")

@@ -23,6 +23,9 @@ from tood.recipe import Recipe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # fit for folders, object stores and MLflow's registry
 AREAS, LIMITS = ("small", "medium", "large"), (1, 10, 100)
 METRICS = ("val/AP", "val/AP50", "val/AP75", *(f"val/AP_{a}" for a in AREAS), *(f"val/AR_{x}" for x in (*LIMITS, *AREAS)))
+COSTS = ("params_m", "head_params_m", "gmac", "head_gmac")  # trainable parameters in millions; GMAC of an image of 1280 x 800
+ANALYSIS = ("pcc_top50", "iou_top10", "correct", "redundant", "error")  # what `tood analyze` measures of a model
+FIGURES = (*(metric.removeprefix("val/") for metric in METRICS), *COSTS, *ANALYSIS, "fps")  # what a paper may say of a cell
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class SweepConfig:
     max_concurrent: int = bounded(0, 0, 10_000, identity=False)  # 0: what the cluster can hold
     time_budget_minutes: float = bounded(0, 0, 1e6, identity=False)  # 0: none
     published: tuple[dict, ...] = unhashed(())  # a paper's figures: [{at: {axis: value}, AP: 42.5}, ...]
+    out_of_scope: tuple[dict, ...] = unhashed(())  # a paper's rows that are not run: [{row: PISA, why: ..., AP: 37.3}, ...]
 
     def check(self) -> None:
         for i, cell in enumerate(self.published):
-            figures = [value for key, value in cell.items() if key != "at"]
-            if not isinstance(cell.get("at"), dict) or not all(type(figure) in (int, float) for figure in figures):
-                raise ConfigError(f"published[{i}]: expected at: {{axis: value}} and figures such as AP: 42.5, got {cell!r}")
+            _check_figures(f"published[{i}]", cell, isinstance(cell.get("at"), dict), "at: {axis: value}", {"at"})
+        for i, row in enumerate(self.out_of_scope):
+            said = all(isinstance(row.get(key), str) and row[key] for key in ("row", "why"))
+            _check_figures(f"out_of_scope[{i}]", row, said, "row: its name, why: the reason", {"row", "why"})
 
 
 @dataclass(frozen=True)
@@ -211,9 +216,20 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
     return merge(merged, values)
 
 
+def _check_figures(where: str, cell: dict, complete: bool, expected: str, words: set[str]) -> None:
+    figures = {key: value for key, value in cell.items() if key not in words}
+    if not complete or not all(type(figure) in (int, float) for figure in figures.values()):
+        raise ConfigError(f"{where}: expected {expected} and figures such as AP: 42.5, got {cell!r}")
+    for name in figures.keys() - set(FIGURES):
+        close = difflib.get_close_matches(str(name), FIGURES, n=1)
+        raise ConfigError(
+            f"{where}.{name}: no such figure; " + (f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(FIGURES)}")
+        )
+
+
 def _parent_file(parent: str, child: Path) -> Path:
     for folder in (child.parent, experiments_folder()):
-        candidate = (folder / parent).with_suffix(".yaml")
+        candidate = folder / f"{parent.removesuffix('.yaml')}.yaml"  # a name may hold dots: schedule_1.5x
         if candidate.is_file() and candidate.resolve() != child:
             return candidate
     raise ConfigError(f"{child}: extends {parent!r}, which is neither beside it nor a shipped experiment")

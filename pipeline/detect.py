@@ -10,7 +10,7 @@ from pipeline.config import merge as deep_merge
 from pipeline.registry import pull, resolve
 from tood.checkpoint import Model, load_into, load_model
 from tood.config import build, to_dict
-from tood.data.coco import read_split
+from tood.data.coco import CocoData, read_split
 from tood.data.transforms import decode
 from tood.detector import Detector
 from tood.detectors import build_detector
@@ -51,15 +51,20 @@ def open_model(path: Path, values: dict | None = None) -> tuple[Model, Recipe, D
     return model, recipe, detector.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def require_same_classes(model: Model, data: CocoData) -> None:
+    """Raises DataError where a data set's classes are not the model's."""
+    if tuple(model.info.names) != data.names:
+        raise DataError(
+            f"{data.annotations}: its categories ({', '.join(data.names[:5])}, ...) are not the model's "
+            f"({', '.join(model.info.names[:5])}, ...); use data with the same categories"
+        )
+
+
 def evaluate_model(path: Path, values: dict, output: Path | None = None) -> tuple[Figures, Detections]:
     """COCO figures of a model on the val split that `values` describe; what they leave open is as the model was trained."""
     model, recipe, detector = open_model(path, values)
     val_data = read_split(recipe.data, "val")
-    if tuple(model.info.names) != val_data.names:
-        raise DataError(
-            f"{val_data.annotations}: its categories ({', '.join(val_data.names[:5])}, ...) are not the model's "
-            f"({', '.join(model.info.names[:5])}, ...); evaluate it on data with the same categories"
-        )
+    require_same_classes(model, val_data)
     found = detect_all(detector, val_data, recipe, next(detector.parameters()).device)
     if output is not None:
         write_results(output, found)
@@ -71,7 +76,7 @@ def predict(path: Path, images: Iterable[str], output: Path, threshold: float) -
 
     The images have no ids of their own: images.json in `output` says which id stands for which file.
     """
-    files = _image_files(images)
+    files = image_files(images)
     model, recipe, detector = open_model(path)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ def predict(path: Path, images: Iterable[str], output: Path, threshold: float) -
     return summary
 
 
-def _image_files(images: Iterable[str]) -> list[Path]:
+def image_files(images: Iterable[str]) -> list[Path]:
     """The files themselves, every one of which can be decoded. Raises DataError."""
     files: list[Path] = []
     for name in images:

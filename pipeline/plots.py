@@ -59,13 +59,15 @@ def sweep_ranking(rows: Sequence[Mapping[str, Any]], metric: str = "val/AP") -> 
     published = [(row["published"], place) for place, row in enumerate(ranked) if row.get("published") is not None]
     if published:
         axes.plot(*zip(*published, strict=True), "D", color=COLOURS[1], ms=5, label="published")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", title="(difference from it)")
     ends = np.nan_to_num(values)
     for value, place in published:
         ends[place] = max(ends[place], value)
+    apart = {place: values[place] - value for value, place in published}
     for place, (value, end) in enumerate(zip(values, ends, strict=True)):
-        axes.text(end, place, "  no figure" if np.isnan(value) else f"  {value:.3f}", va="center", color=INK, fontsize=9)
-    axes.set(xlim=(0, 1.15 * max([*ends, 1e-3])), xlabel=metric)
+        text = "no figure" if np.isnan(value) else f"{value:.3f}" + (f" ({apart[place]:+.3f})" if place in apart else "")
+        axes.text(end, place, f"  {text}", va="center", color=INK, fontsize=9)
+    axes.set(xlim=(0, (1.25 if apart else 1.15) * max([*ends, 1e-3])), xlabel=metric)
     axes.set_title(f"{len(rows)} trials" if len(rows) == len(ranked) else f"best {len(ranked)} of {len(rows)} trials")
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
@@ -97,13 +99,20 @@ def learning_curves(histories: Mapping[str, Sequence[tuple[float, float]]], metr
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches with `count` axes side by side, in this project's dress."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(color="#e6eaed", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    row = figure.subplots(1, count, squeeze=False)[0].tolist()
+    for axes in row:
+        axes.grid(color="#e6eaed", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, row
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, (axes,) = panels(width, height, 1)
     return figure, axes
 
 

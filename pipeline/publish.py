@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import plots
+from pipeline import plots, published
 from pipeline.checkpoint_store import read_manifest
-from pipeline.config import Experiment, experiment_of, to_yaml
+from pipeline.config import METRICS, Experiment, experiment_of, to_yaml
 from pipeline.mlflow_links import chart_url, compare_url, save_sweep_view
 from pipeline.registry import Version, publish
 from pipeline.run_facts import environment_tags
 from pipeline.site import Site, absolute
+from pipeline.space import cell_of, short_names
 from pipeline.sweep import Plan, Trial, describe
 from pipeline.tracking import SWEEP, Run, history
 
@@ -44,7 +45,7 @@ def register_best(
 def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], None] = print) -> Version | None:
     """Register the best trial's best checkpoint; write the ranking, its pictures and the sweep's own MLflow run."""
     experiment = absolute(experiment_of(plan.values))
-    metric, folder = experiment.sweep.metric, site.output / plan.sweep
+    metric, axes, folder = experiment.sweep.metric, experiment.sweep.space, site.output / plan.sweep
     own = [name for name in (trials[0].params if trials else {}) if len({t.params.get(name) for t in trials}) > 1]
     version = None
     best = next((t for t in trials if t.best is not None), None)
@@ -54,21 +55,24 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
         )
     rows = [
         {
-            "params": {name: t.params[name] for name in own if name in t.params} or {"trial": t.id},
+            "params": _told(axes, t, own),
             "value": t.best,
-            "published": _published(experiment, t, metric),
+            "published": published.target(experiment.sweep, t.values),
         }
         for t in trials
     ]
     table = ranking(trials, rows, metric)
     ranked = plots.sweep_ranking(rows, metric)
     curves = plots.learning_curves(
-        {f"{i + 1}. {describe(t.values)}": history(site.tracking, t.run_id, metric) for i, t in enumerate(trials[:CURVES])},
+        {f"{i + 1}. {describe(axes, t.values)}": history(site.tracking, t.run_id, metric) for i, t in enumerate(trials[:CURVES])},
         metric,
     )
     ranked.savefig(folder / "ranking.png")
     curves.savefig(folder / "curves.png")
     (folder / "ranking.md").write_text(table)
+    beside = beside_the_paper(plan, site, experiment, trials)
+    for name, text in beside.items():
+        (folder / name).write_text(text)
     (folder / "results.json").write_text(json.dumps([t.__dict__ for t in trials], indent=1))
 
     summary = Run.open(
@@ -78,9 +82,13 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
         name=f"sweep {plan.sweep}",
         tags={SWEEP: plan.sweep, "tood.kind": "sweep", "config_hash": experiment.hash} | environment_tags(),
     )
-    summary.description(f"{experiment.description}\n\n{table}")
+    summary.description(
+        "\n\n".join([experiment.description, table, *(text for name, text in beside.items() if name.endswith(".md"))])
+    )
     summary.text(to_yaml(experiment), "experiment.yaml")
     summary.text(table, "ranking.md")
+    for name, text in beside.items():
+        summary.text(text, name)
     summary.figure(ranked, "ranking.png")
     summary.figure(curves, "curves.png")
     failed = sum(t.status == "FAILED" for t in trials)
@@ -91,13 +99,16 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
     summary.finish("FAILED" if failed else "FINISHED")
 
     say(f"\n{table}")
+    for name, text in beside.items():
+        if name.endswith(".md"):
+            say(text)
     for trial in trials:
         if trial.error:
-            say(f"failed: {describe(trial.values)}: {trial.error}")
+            say(f"failed: {describe(axes, trial.values)}: {trial.error}")
     if version is not None:
         say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
     everywhere = [name for name in own if all(name in t.params for t in trials)]  # the view leaves out runs that lack one
-    keys = [name for name in ("alpha", "beta", "m", "head") if name in everywhere] or everywhere
+    keys = [name for name in ("cell", "alpha", "beta", "m", "head") if name in everywhere] or everywhere
     view = save_sweep_view(site.tracking, site.experiment_id, keys, [metric, "val/AP50", "train/loss"])
     start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
     say(f"pictures:  {folder}/ranking.png, curves.png")
@@ -106,28 +117,49 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
     return version
 
 
+def _told(axes: dict[str, Any], trial: Trial, own: list[str]) -> dict[str, Any]:
+    """What a table says of a trial: its cell, or else the parameters in which the trials differ."""
+    if cell_of(axes, trial.values) is not None:
+        return short_names(axes, trial.values)
+    return {name: trial.params[name] for name in own if name in trial.params} or {"trial": trial.id}
+
+
 def ranking(trials: list[Trial], rows: list[dict[str, Any]], metric: str) -> str:
-    """A Markdown table, best first; a paper's figure stands beside the cell that it belongs to."""
+    """A Markdown table, best first; a paper's figure and the difference from it stand beside the cell that it belongs to."""
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     with_paper = any(row["published"] is not None for row in rows)
-    head = ["", *names, metric, "epoch", "minutes", "status", *(["published"] if with_paper else [])]
+    head = ["", *names, metric, "epoch", "minutes", "status", *(["published", "difference"] if with_paper else [])]
     cells = [head]
     for place, (trial, row) in enumerate(zip(trials, rows, strict=True), start=1):
         value = "-" if trial.best is None else f"{trial.best:.4f}"
         paper = "-" if row["published"] is None else f"{row['published']:.3f}"
+        apart = "-" if None in (row["published"], trial.best) else f"{trial.best - row['published']:+.4f}"
         settings = [str(row["params"].get(name, "")) for name in names]
         spent = f"{trial.seconds / 60:.1f}"
-        end = [paper] if with_paper else []
+        end = [paper, apart] if with_paper else []
         cells.append([str(place), *settings, value, str(trial.best_epoch), spent, trial.status.lower(), *end])
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]) + "\n"
 
 
-def _published(experiment: Experiment, trial: Trial, metric: str) -> float | None:
-    """The paper's figure for a trial's cell, on COCO's scale of 0 to 1."""
-    figure = metric.removeprefix("val/")
-    for cell in experiment.sweep.published:
-        if figure in cell and all(trial.values.get(key) == value for key, value in cell["at"].items()):
-            return cell[figure] / 100
-    return None
+def beside_the_paper(plan: Plan, site: Site, experiment: Experiment, trials: list[Trial]) -> dict[str, str]:
+    """{"published.md", "published.csv"}: every figure of the paper's table beside what was measured, in the table's order.
+
+    Empty for a sweep of no paper. Measured at each trial's best epoch.
+    """
+    sweep = experiment.sweep
+    if not sweep.published and not sweep.out_of_scope:
+        return {}
+    order = {describe(sweep.space, values): place for place, values in enumerate(plan.trials or [])}
+    rows = []
+    for trial in sorted(trials, key=lambda t: order.get(describe(sweep.space, t.values), len(order))):
+        theirs = published.figures_at(sweep, trial.values)
+        names = [f"val/{name}" for name in theirs if f"val/{name}" in METRICS] if trial.best is not None else []
+        histories = {name: dict(history(site.tracking, trial.run_id, name)) for name in names}
+        metrics = {name: points[trial.best_epoch] for name, points in histories.items() if trial.best_epoch in points}
+        ours = published.measured(experiment_of(plan.values, trial.values), metrics, list(theirs))
+        note = "" if trial.status == "FINISHED" else trial.status.lower()
+        rows.append(published.Row(short_names(sweep.space, trial.values), ours, theirs, note))
+    rows += published.not_run(sweep)
+    return {"published.md": published.markdown(rows), "published.csv": published.as_csv(rows)}

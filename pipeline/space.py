@@ -8,6 +8,8 @@
           t_head: {model.tower: t_head, model.layers: [4, 6]}
           parallel: {model.tower: parallel}
 
+An axis called `cell` holds the cells of a paper's table: its choices' names are what its trials are told by.
+
 A trial is a mapping of dotted keys to values. Grids and random samples are listed before the sweep starts; Optuna asks
 `suggest` for one trial at a time.
 """
@@ -21,6 +23,7 @@ from typing import Any
 from tood.errors import ConfigError
 
 RANGES = ("uniform", "loguniform", "int")
+CELL = "cell"
 Values = dict[str, Any]
 
 
@@ -47,6 +50,27 @@ def swept_keys(space: Values) -> list[str]:
 def grid(space: Values) -> list[Values]:
     """Every combination, the last axis fastest."""
     return list(_combinations(list(space.items())))
+
+
+def cell_of(space: Values, trial: Values) -> str | None:
+    """The name of the cell that a trial is of: of the choices that it agrees with, the one that says most."""
+    axis = space.get(CELL)
+    fitting = {
+        name: len(keys)
+        for name, keys in (axis["choices"] if isinstance(axis, dict) and "choices" in axis else {}).items()
+        if keys.keys() <= trial.keys() and all(trial[key] == value for key, value in _fixed(keys).items())
+    }
+    return max(fitting, key=fitting.get, default=None)
+
+
+def short_names(space: Values, trial: Values) -> Values:
+    """A trial's settings in few words: its cell, and the rest under the last words of their keys, in full where two end alike."""
+    cell = cell_of(space, trial)
+    said = {} if cell is None else _fixed(space[CELL]["choices"][cell])
+    rest = {key: value for key, value in trial.items() if key not in said}
+    words = [key.rpartition(".")[2] for key in rest]
+    named = {key if words.count(word) > 1 else word: rest[key] for key, word in zip(rest, words, strict=True)}
+    return named if cell is None else {CELL: cell} | named
 
 
 def sample(space: Values, generator: random.Random) -> Values:
@@ -83,6 +107,12 @@ def suggest(space: Values, trial: Any, prefix: str = "") -> Values:
             else:
                 values[name] = trial.suggest_float(label, low, high, log=kind == "loguniform")
     return values
+
+
+def _fixed(keys: Values) -> Values:
+    """The keys of a choice that are no axes: values, and lists of one."""
+    single = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in keys.items()}
+    return {key: single[key] for key, value in keys.items() if single[key] is not value or not isinstance(value, list | dict)}
 
 
 def _combinations(axes: list[tuple[str, Any]]) -> Iterator[Values]:

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from pipeline import cluster, space
+from pipeline import cluster, published, space
 from pipeline.config import Experiment, experiment_of
 from pipeline.errors import ClusterError
 from pipeline.run_facts import environment_tags, flat_params
@@ -74,9 +74,9 @@ def make_plan(values: Values) -> Plan:
         try:
             same = hashes.setdefault(experiment_of(values, trial).hash, trial)
         except ConfigError as error:
-            raise ConfigError(f"trial {describe(trial)}: {error}") from None
+            raise ConfigError(f"trial {describe(axes, trial)}: {error}") from None
         if same is not trial and config.search == "grid":
-            raise ConfigError(f"sweep.space: the trials {describe(same)} and {describe(trial)} are the same experiment")
+            raise ConfigError(f"sweep.space: the trials {describe(axes, same)} and {describe(axes, trial)} are the same experiment")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{experiment.name}-{_sweep_hash(experiment)}-{stamp}"
     return Plan(name, values, None if config.search == "optuna" else trials)
@@ -93,11 +93,9 @@ def newest_plan(values: Values) -> Plan:
     return Plan(**json.loads(folders[-1].read_text()))
 
 
-def describe(trial: Values) -> str:
-    """A trial's own settings in a few words: last words of keys, unless two end alike."""
-    words = [key.rpartition(".")[2] for key in trial]
-    shown = {key if words.count(word) > 1 else word: trial[key] for key, word in zip(trial, words, strict=True)}
-    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+def describe(axes: Values, trial: Values) -> str:
+    """A trial's own settings in a few words."""
+    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in space.short_names(axes, trial).items())
 
 
 def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, list[Trial]]:
@@ -113,7 +111,8 @@ def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, lis
         gpus = cluster.gpus_per_worker(experiment.ray)
         need = cluster.demand(experiment.ray, gpus, cluster.TRIAL_CPUS)
         at_once = cluster.concurrency(need, config.max_concurrent)
-        say(f"sweep {plan.sweep}: {_amount(plan, experiment)}, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
+        count = config.samples if plan.trials is None else len(plan.trials)
+        say(f"sweep {plan.sweep}: {count} trials, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
         results = _tune(plan, experiment, site, gpus, at_once, say)
         trials = [_outcome(plan, site, result) for result in results]
     reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
@@ -128,7 +127,13 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
         _run_trial(plan, site, gpus, chosen["trial"])
 
     trainable = tune.with_resources(trial, {"CPU": cluster.TRIAL_CPUS})
-    table = TrialTable(experiment.train.epochs, config.metric, describe, say)
+    table = TrialTable(
+        config.metric,
+        say,
+        describe=lambda values: describe(config.space, values),
+        epochs=lambda values: _epochs(plan, values),
+        target=lambda values: published.target(config, values),
+    )
     place, _, query = storage.partition("?")  # a URI may name an endpoint at its end
     saved = f"{place}/tune?{query}" if query else f"{place}/tune"
     if tune.Tuner.can_restore(saved):
@@ -152,7 +157,7 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
         # max_t is never reached: a trial ends by itself, and Tune need not kill its workers.
         scheduler = ASHAScheduler(
             time_attr="epoch",
-            max_t=experiment.train.epochs + 1,
+            max_t=max(_epochs(plan, t) for t in plan.trials or [{}]) + 1,
             grace_period=config.grace_epochs,
             reduction_factor=config.reduction,
         )
@@ -179,12 +184,13 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
     """The driver of one trial, in a process of its own: an MLflow run around a training run."""
     experiment = absolute(experiment_of(plan.values, trial))
     trial_id = tune.get_context().get_trial_id()
-    params = flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space))
+    told = describe(experiment.sweep.space, trial)
+    params = _params(experiment, trial)
     tracked = Run.open(
         site.tracking,
         site.experiment_id,
         identity=f"{plan.sweep}/{trial_id}",
-        name=describe(trial)[:200],
+        name=told[:200],
         tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash} | environment_tags(),
     )
     tracked.params(params)
@@ -194,7 +200,7 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
         tracking=site.tracking,
         mlflow_run=tracked.run_id,
         ray_storage=site.ray_storage(experiment, plan.sweep),
-        label=f"[{describe(trial)}] ",
+        label=f"[{told}] ",
     )
     try:
         fit(experiment, address, gpus=gpus, metric=experiment.sweep.metric, callbacks=[TuneReportCallback()])
@@ -210,16 +216,15 @@ def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
     experiment = absolute(experiment_of(plan.values, values))
     epochs = metrics.get("epoch", 0)
     status = "FAILED" if result.error else "FINISHED" if epochs >= experiment.train.epochs else "STOPPED"
-    tracked = Run.open(
-        site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}", describe(values)[:200], {"tood.outcome": status.lower()}
-    )
+    told = describe(experiment.sweep.space, values)
+    tracked = Run.open(site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}", told[:200], {"tood.outcome": status.lower()})
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
     best = metrics.get("best")
     return Trial(
         id=trial_id,
         values=values,
         run_id=tracked.run_id,
-        params=flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space)),
+        params=_params(experiment, values),
         best=best if metrics.get("best_prefix") else None,
         best_epoch=metrics.get("best_epoch", 0),
         prefix=metrics.get("best_prefix", ""),
@@ -249,6 +254,12 @@ def _sweep_hash(experiment: Experiment) -> str:
     return config_hash({"experiment": experiment.hash, **search})
 
 
-def _amount(plan: Plan, experiment: Experiment) -> str:
-    count = experiment.sweep.samples if plan.trials is None else len(plan.trials)
-    return f"{count} trials of {experiment.train.epochs} epochs"
+def _params(experiment: Experiment, trial: Values) -> dict[str, Any]:
+    cell = space.cell_of(experiment.sweep.space, trial)
+    named = {} if cell is None else {space.CELL: cell}
+    return named | flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space))
+
+
+def _epochs(plan: Plan, trial: Values) -> int:
+    """A trial's own: a paper's cells may differ in their schedules."""
+    return experiment_of(plan.values, trial).train.epochs

@@ -5,6 +5,7 @@ checkpoint is a small file that points there, so weights are stored once and a r
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution import context as ray_train_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -104,7 +106,7 @@ def fit(
             failure_config=ray_train.FailureConfig(max_failures=experiment.ray.max_failures, controller_failure_limit=3),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
-            logging_config=LoggingConfig(log_level="WARNING"),  # else it prints each report whole, beside our lines
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -121,6 +123,8 @@ def _work(job: dict[str, Any]) -> None:
     experiment = build(Experiment, job["experiment"])
     address = Address(**job["address"])
     rank = ray_train.get_context().get_world_rank()
+    # it prints each report whole, beside our lines, by a logger named after its file, which LoggingConfig does not reach
+    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
     if not torch.cuda.is_available():
         torch.set_num_threads(experiment.ray.cpus_per_worker)
     scratch = Path(tempfile.mkdtemp(prefix="tood-"))

@@ -10,10 +10,22 @@ PRINT_SECONDS = 15  # shortest time between two tables
 
 
 class TrialTable(tune.Callback):
-    """Prints what every trial has reached, best first, whenever something changed and the last table is old enough."""
+    """Prints what every trial has reached, best first, whenever something changed and the last table is old enough.
 
-    def __init__(self, epochs: int, metric: str, describe: Callable[[dict], str], say: Callable[[str], None]):
-        self.epochs, self.metric, self.describe, self.say = epochs, metric, describe, say
+    Of a trial's settings `describe` says a few words, `epochs` how many it has, `target` a paper's figure if there is one.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        say: Callable[[str], None],
+        *,
+        describe: Callable[[dict], str],
+        epochs: Callable[[dict], int],
+        target: Callable[[dict], float | None] = lambda values: None,
+    ):
+        self.metric, self.say = metric, say
+        self.describe, self.epochs, self.target = describe, epochs, target
         self.rows: dict[str, dict[str, Any]] = {}
         self.printed = time.monotonic()
 
@@ -33,7 +45,9 @@ class TrialTable(tune.Callback):
         self.say(self.render())
 
     def _update(self, trial: Any, status: str, result: dict | None = None, at_once: bool = False) -> None:
-        row = self.rows.setdefault(trial.trial_id, {"what": self.describe(trial.config["trial"]), "best": None, "epoch": 0})
+        values = trial.config["trial"]
+        fresh = {"what": self.describe(values), "best": None, "epoch": 0, "of": self.epochs(values), "target": self.target(values)}
+        row = self.rows.setdefault(trial.trial_id, fresh)
         row["status"] = status
         if result:
             row["epoch"] = result.get("epoch", row["epoch"])
@@ -46,8 +60,15 @@ class TrialTable(tune.Callback):
     def render(self) -> str:
         rows = sorted(self.rows.values(), key=lambda r: -1 if r["best"] is None else r["best"], reverse=True)
         width = max([len(r["what"]) for r in rows], default=5)
-        lines = [f"  {'trial':<{width}}  status   epoch  {self.metric:>8}     best"]
+        with_paper = any(r["target"] is not None for r in rows)
+        paper_head = "  published  difference" if with_paper else ""
+        lines = [f"  {'trial':<{width}}  status   epoch  {self.metric:>8}     best{paper_head}"]
         for r in rows:
             now, best = (f"{v:.4f}" if isinstance(v, float) else "-" for v in (r.get("now"), r["best"]))
-            lines.append(f"  {r['what']:<{width}}  {r['status']:<7}  {r['epoch']:>2}/{self.epochs:<2}  {now:>8}  {best:>7}")
+            line = f"  {r['what']:<{width}}  {r['status']:<7}  {r['epoch']:>2}/{r['of']:<2}  {now:>8}  {best:>7}"
+            if with_paper:
+                paper = "-" if r["target"] is None else f"{r['target']:.3f}"
+                apart = "-" if None in (r["target"], r["best"]) else f"{r['best'] - r['target']:+.4f}"
+                line += f"  {paper:>9}  {apart:>10}"
+            lines.append(line)
         return "\n".join(lines)

@@ -57,10 +57,11 @@ def sample_sides(maps: Tensor, offsets: Tensor) -> Tensor:
     down, right = y - top, x - left
     flat = maps.flatten(2)
     total = torch.zeros_like(maps)
-    for row, weight_y in ((top, 1 - down), (top + 1, down)):
-        for column, weight_x in ((left, 1 - right), (left + 1, right)):
-            outside = (row < 0) | (row >= h) | (column < 0) | (column >= w)
-            index = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long()
-            tap = flat.gather(2, index.flatten(2)).view_as(maps)
-            total = total + (weight_y * weight_x).masked_fill(outside, 0) * tap
+    rows, columns = ((top, 1 - down), (top + 1, down)), ((left, 1 - right), (left + 1, right))
+    rows = [(row.clamp(0, h - 1) * w, (row < 0) | (row >= h), weight) for row, weight in rows]
+    columns = [(column.clamp(0, w - 1), (column < 0) | (column >= w), weight) for column, weight in columns]
+    for row, above_or_below, weight_y in rows:
+        for column, beside, weight_x in columns:
+            tap = flat.gather(2, (row + column).long().flatten(2)).view_as(maps)
+            total = total + (weight_y * weight_x).masked_fill(above_or_below | beside, 0) * tap
     return total

@@ -1,24 +1,40 @@
-"""ResNet-18/34/50/101 on torchvision's blocks, with frozen stages and frozen BatchNorm statistics; C3..C5 come out."""
+"""ResNet and ResNeXt on torchvision's blocks, with deformable and frozen stages and frozen BatchNorm; C2..C5 come out."""
 
 import torchvision.models
 from torch import Tensor, nn
 
 from tood.config import BackboneConfig
-from tood.errors import CheckpointError
+from tood.deformable import ModulatedDeformableConv
+from tood.errors import CheckpointError, ConfigError
+
+_DEFORMABLE = {"none": (), "c4-c5": ("layer3", "layer4"), "c3-c5": ("layer2", "layer3", "layer4")}  # of `dcn`
 
 
 class Backbone(nn.Module):
-    """images [B, 3, H, W] -> (C3, C4, C5) with strides 8, 16, 32. Parameter names are torchvision's."""
+    """images [B, 3, H, W] -> (C2, C3, C4, C5) with strides 4, 8, 16, 32. Parameter names are torchvision's.
+
+    `pixels` says what images it reads: an argument of tood.data.batches.normalise.
+    """
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         # The last BatchNorm of each block starts at 0, so that from random weights every block starts as the identity.
-        net = _resnet(config.depth)(zero_init_residual=True)
+        net = getattr(torchvision.models, config.network)(zero_init_residual=True)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
-        self.channels = tuple(net.fc.in_features // k for k in (4, 2, 1))
-        self.norm_eval = config.norm_eval
         stages = [self.layer1, self.layer2, self.layer3, self.layer4]
+        if config.style == "caffe":
+            for stage in stages:
+                _halve_early(stage[0])
+        for name in _DEFORMABLE[config.dcn]:
+            for block in getattr(self, name):
+                block.conv2 = _deformable(block.conv2)
+        self.channels = tuple(net.fc.in_features // k for k in (8, 4, 2, 1))
+        self.pixels = config.pixels
+        self.norm_eval = config.norm_eval
+        if not config.train_norm:
+            for norm in self._norms():
+                norm.requires_grad_(False)
         self._frozen = [self.conv1, self.bn1, *stages[: config.frozen_stages]] if config.frozen_stages else []
         for module in self._frozen:
             module.requires_grad_(False)
@@ -28,34 +44,48 @@ class Backbone(nn.Module):
         for module in self._frozen:
             module.eval()
         if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            for norm in self._norms():
+                norm.eval()
         return self
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
-        c3 = self.layer2(x)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        return c3, c4, self.layer4(c4)
+        return c2, c3, c4, self.layer4(c4)
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def load_imagenet(backbone: Backbone, depth: int) -> None:
-    """Load torchvision's ImageNet weights (its V1 set, which the papers used).
+def _halve_early(block: nn.Module) -> None:
+    """Move the stride of a stage's first block from its 3x3 convolution to the 1x1 before it; parameters do not change."""
+    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
-    Raises CheckpointError when they are neither in torch's cache nor to be downloaded.
+
+def _deformable(conv: nn.Conv2d) -> ModulatedDeformableConv:
+    return ModulatedDeformableConv(conv.in_channels, conv.out_channels, stride=conv.stride[0], groups=conv.groups)
+
+
+def load_imagenet(backbone: Backbone, config: BackboneConfig) -> None:
+    """Load torchvision's ImageNet weights (its V1 set: for ResNets what the papers used), all but the offsets of deformable stages.
+
+    Raises ConfigError for a backbone that such weights do not fit, and CheckpointError when they are neither in torch's cache
+    nor to be downloaded.
     """
-    weights = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1
+    for key, only in (("style", "pytorch"), ("pixels", "rgb")):
+        if getattr(config, key) != only:
+            raise ConfigError(
+                f"init=imagenet: torchvision has no weights for backbone.{key}={getattr(config, key)}; "
+                f"set init=FILE with weights that were trained so, or backbone.{key}={only}"
+            )
+    weights = torchvision.models.get_model_weights(config.network).IMAGENET1K_V1
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # URLError, HTTPError, OSError, RuntimeError for a wrong hash: one cause for the user
         raise CheckpointError(
-            f"init=imagenet: torchvision could not download the ResNet-{depth} weights ({error}); put "
+            f"init=imagenet: torchvision could not download the weights of {config.network} ({error}); put "
             f"{weights.url.rsplit('/', 1)[-1]} into $TORCH_HOME/hub/checkpoints, or set init=none or init=FILE"
         ) from error
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    backbone.load_state_dict(state)
-
-
-def _resnet(depth: int):
-    return getattr(torchvision.models, f"resnet{depth}")
+    offsets = {key: value for key, value in backbone.state_dict().items() if ".conv_offset." in key}  # stay as they are
+    backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")} | offsets)

@@ -59,15 +59,28 @@ def distance_to_box(points: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
 
-def delta_to_box(anchors: Tensor, deltas: Tensor) -> Tensor:
-    """Anchors [..., 4] and deltas (dx, dy, dw, dh) in units of STDS -> boxes [..., 4]."""
-    dx, dy, dw, dh = (d * s for d, s in zip(deltas.unbind(-1), STDS, strict=True))
+def box_to_distance(points: Tensor, boxes: Tensor) -> Tensor:
+    """Points [..., 2] and boxes [..., 4] -> distances (left, top, right, bottom) [..., 4], negative outside."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def delta_to_box(anchors: Tensor, deltas: Tensor, stds: tuple[float, ...] = STDS) -> Tensor:
+    """Anchors [..., 4] and deltas (dx, dy, dw, dh) in units of `stds` -> boxes [..., 4]."""
+    dx, dy, dw, dh = (d * s for d, s in zip(deltas.unbind(-1), stds, strict=True))
     x1, y1, x2, y2 = anchors.unbind(-1)
     width, height = x2 - x1, y2 - y1
     half_w = 0.5 * width * dw.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     half_h = 0.5 * height * dh.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     x, y = 0.5 * (x1 + x2) + width * dx, 0.5 * (y1 + y2) + height * dy
     return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1)
+
+
+def box_to_delta(anchors: Tensor, boxes: Tensor, stds: tuple[float, ...] = STDS) -> Tensor:
+    """The reverse of `delta_to_box`, for boxes with an area."""
+    size, middle = anchors[..., 2:] - anchors[..., :2], 0.5 * (anchors[..., :2] + anchors[..., 2:])
+    shift = (0.5 * (boxes[..., :2] + boxes[..., 2:]) - middle) / size
+    stretch = ((boxes[..., 2:] - boxes[..., :2]) / size).log()
+    return torch.cat([shift, stretch], dim=-1) / boxes.new_tensor(stds)
 
 
 def inside(points: Tensor, boxes: Tensor, margin: float = 0.01) -> Tensor:

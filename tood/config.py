@@ -49,16 +49,55 @@ class DataConfig:
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
 
 
+# (depth, groups, width_per_group) -> torchvision's name of the network
+NETWORKS = {
+    (18, 1, 64): "resnet18",
+    (34, 1, 64): "resnet34",
+    (50, 1, 64): "resnet50",
+    (101, 1, 64): "resnet101",
+    (50, 32, 4): "resnext50_32x4d",
+    (101, 32, 8): "resnext101_32x8d",
+    (101, 64, 4): "resnext101_64x4d",
+}
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     depth: Literal[18, 34, 50, 101] = 50
     frozen_stages: int = bounded(1, 0, 4)  # 0: all trained; k: the stem and the first k stages are frozen
     norm_eval: bool = True  # BatchNorm uses its running statistics in training
+    groups: Literal[1, 32, 64] = 1  # of the 3x3 convolutions; more than 1: ResNeXt
+    width_per_group: Literal[64, 4, 8] = 64  # channels of a group in the first stage, 64 = an ordinary ResNet
+    style: Literal["pytorch", "caffe"] = "pytorch"  # which convolution halves a stage's map: the 3x3, or the 1x1 before it
+    dcn: Literal["none", "c3-c5", "c4-c5"] = "none"  # stages whose 3x3 convolutions are deformable, with masks (DCNv2)
+    train_norm: bool = True  # False: BatchNorm's weights and biases stay as loaded, as with weights that came from Caffe
+    pixels: Literal["rgb", "bgr", "bgr_detectron"] = "rgb"  # what the first convolution reads: tood.data.batches.PIXELS
+
+    @property
+    def network(self) -> str:
+        return NETWORKS[self.depth, self.groups, self.width_per_group]
+
+    def check(self) -> None:
+        if (self.depth, self.groups, self.width_per_group) not in NETWORKS:
+            known = ", ".join(f"depth={d} groups={g} width_per_group={w}" for d, g, w in NETWORKS if d == self.depth)
+            raise ConfigError(
+                f"groups: depth={self.depth} groups={self.groups} width_per_group={self.width_per_group} is no network here; "
+                f"set {known}"
+            )
+        for key, default in (("style", "pytorch"), ("dcn", "none")):
+            if self.depth < 50 and getattr(self, key) != default:
+                raise ConfigError(
+                    f"{key}: {getattr(self, key)!r} needs blocks of three convolutions, which depth={self.depth} has not; "
+                    f"set {key}={default} or depth=50"
+                )
 
 
 @dataclass(frozen=True)
 class NeckConfig:
     channels: int = bounded(256, 8, 1024)
+    kind: Literal["fpn", "pafpn"] = "fpn"  # pafpn: a second path, from fine to coarse, after the one from coarse to fine
+    extra_from: Literal["output", "input"] = "output"  # what P6 is made from: P5, or C5 as in RetinaNet
+    relu_before_extra: bool = False  # a ReLU between P6 and P7, as in FCOS
 
 
 @dataclass(frozen=True)
@@ -72,11 +111,14 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = bounded(0.9, 0, 1)  # of sgd
     weight_decay: float = bounded(1e-4, 0, 1)
+    bias_lr: float = bounded(1.0, 0, 100)  # times lr, for the biases of convolutions (FCOS and VFNet: 2)
+    bias_decay: float = bounded(1.0, 0, 100)  # times weight_decay, for the same (FCOS and VFNet: 0)
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = (8, 11)  # epochs after which lr is multiplied by gamma
     gamma: float = bounded(0.1, 0, 1)
     warmup_steps: int = bounded(500, 0, 1_000_000)
     warmup_factor: float = bounded(0.001, 0, 1)
+    warmup: Literal["linear", "constant"] = "linear"  # constant: lr * warmup_factor in all of warmup_steps
     clip_norm: float = bounded(0.0, 0, 1e6)  # 0: gradients are not clipped
     accumulate: int = bounded(1, 1, 1024)  # forward passes a step; batch_size is still the images a step
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -89,11 +131,13 @@ class TrainConfig:
 @dataclass(frozen=True)
 class PredictConfig:
     score_threshold: float = bounded(0.05, 0, 1)
+    nms: bool = True  # False: no suppression, for detectors with a one-to-one predictor
     nms_iou: float = bounded(0.6, 0, 1)
     per_level: int = bounded(1000, 1, 1_000_000)  # (point, class) pairs kept a level before NMS
     max_detections: int = bounded(100, 1, 100_000)
     min_size: float = bounded(0.0, 0, 10_000)  # original pixels; boxes with a side <= this are dropped
-    clip: bool = False  # clip boxes to the image before NMS (the original TOOD code does, mmdetection does not)
+    clip: bool = False  # clip boxes to the image before NMS (mmdetection does for all but TOOD, whose original code does too)
+    score_voting: bool = False  # boxes become means of those that NMS suppressed, by score and IoU (PAA)
 
 
 def build(cls: type, values: Any, where: str = "") -> Any:

@@ -9,8 +9,9 @@ from tood.config import PredictConfig
 from tood.data.batches import Batch, normalise, stack_images
 from tood.data.targets import Targets
 from tood.data.transforms import resize, resize_shape
-from tood.head import DenseHead, Predictions
+from tood.head import DenseHead
 from tood.postprocess import detections
+from tood.predictions import Predictions
 from tood.priors import inside_image
 
 
@@ -20,34 +21,39 @@ class Detector(nn.Module):
     `objective` owns the assignment and the losses (`tood.objectives`).
     """
 
-    CLASS_LAYERS = ("head.classes",)  # parameters whose shape follows the number of classes
+    CLASS_LAYERS = ("head.predictor.classes", "head.one_to_one.classes")  # their shapes follow the number of classes
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, head: DenseHead, objective, predict: PredictConfig):
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
         self.objective = objective
         self.predict_config = predict
+        # what the objective remembers from batch to batch; it is part of the state, so that a resumed run goes on as before
+        memory = torch.zeros(objective.MEMORY) if hasattr(objective, "MEMORY") else None
+        self.register_buffer("objective_memory", memory)
 
     def forward(self, batch: Batch, epoch: int = 0):
-        images = normalise(batch.images, batch.sizes)
+        images = normalise(batch.images, batch.sizes, self.backbone.pixels)
         if self.training:
             return self.losses(images, batch.sizes, batch.targets, epoch)
         return self.detect(images, batch.sizes, batch.scales)
 
     def dense(self, images: Tensor) -> Predictions:
         """Normalised images [B, 3, H, W], H and W multiples of 32 -> predictions at every point."""
-        return self.head(self.neck(self.backbone(images)))
+        features = self.backbone(images)
+        return self.head(self.neck(features), features[0])
 
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets, epoch: int) -> dict[str, Tensor]:
-        """Scalars {"loss_cls", "loss_box"} whose sum is to be minimised; `epoch` decides the objective's phase."""
+        """Scalars {"loss_cls", "loss_box", ...} whose sum is to be minimised; `epoch` decides the objective's phase."""
         predictions = self.dense(images)
+        memory = () if self.objective_memory is None else (self.objective_memory,)
         with torch.autocast(images.device.type, enabled=False):
-            return self.objective.losses(predictions, targets, inside_image(predictions.priors, sizes), epoch)
+            return self.objective.losses(predictions, targets, inside_image(predictions.priors, sizes), epoch, *memory)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, scales: Tensor) -> list[dict[str, Tensor]]:
         """Normalised images -> {"boxes", "scores", "labels"} an image, boxes in px of the original image."""
-        return detections(self.dense(images), sizes, scales, self.predict_config)
+        return detections(self.dense(images), sizes, scales, self.predict_config, self.objective.FUSION)
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], *, long_side: int = 1333, short_side: int = 800) -> list[dict[str, Tensor]]:
@@ -64,6 +70,7 @@ class Detector(nn.Module):
                 scales.append((shape[1] / width, shape[0] / height))
             stacked, sizes = stack_images(resized)
             sizes = sizes.to(device)
-            return self.detect(normalise(stacked.to(device), sizes), sizes, torch.tensor(scales, device=device))
+            pixels = normalise(stacked.to(device), sizes, self.backbone.pixels)
+            return self.detect(pixels, sizes, torch.tensor(scales, device=device))
         finally:
             self.train(was_training)

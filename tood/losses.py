@@ -3,10 +3,12 @@
 Every function returns one value an element; weighting, summing and normalising belong to the objective.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from tood.boxes import aligned_giou
+from tood.boxes import EPS, aligned_giou, aligned_iou
 
 FLOOR = -100.0  # of a logarithm, as in torch's binary_cross_entropy
 TINY = 1.2e-38  # the smallest number that float32 holds with full precision, whether or not denormals are flushed
@@ -47,8 +49,63 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     return 1 - aligned_giou(boxes, targets)
 
 
+def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """-log IoU (FCOS). Arguments as above."""
+    return -aligned_iou(boxes, targets).clamp(min=EPS).log()
+
+
+def diou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - IoU + (distance of the centres / diagonal of the hull)^2 (Zheng et al., 2020). Arguments as above."""
+    return 1 - aligned_iou(boxes, targets) + _centre_distance(boxes, targets)
+
+
+def ciou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """DIoU's loss and one of the aspect ratio, weighted without gradient and from IoU 0.5 on. Arguments as above."""
+    iou = aligned_iou(boxes, targets)
+    angles = [torch.atan((b[..., 2] - b[..., 0]) / (b[..., 3] - b[..., 1] + EPS)) for b in (boxes, targets)]
+    ratio = 4 / math.pi**2 * (angles[1] - angles[0]).square()
+    with torch.no_grad():
+        weight = (iou > 0.5) * ratio / (1 - iou + ratio).clamp(min=EPS)
+    return 1 - (iou - _centre_distance(boxes, targets) - weight * ratio).clamp(-1, 1)
+
+
+def _centre_distance(boxes: Tensor, targets: Tensor) -> Tensor:
+    hull = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
+    shift = 0.5 * (targets[..., :2] + targets[..., 2:] - boxes[..., :2] - boxes[..., 2:])
+    return shift.square().sum(-1) / (hull.clamp(min=0).square().sum(-1) + EPS)
+
+
+BOX_LOSSES = {"giou": giou_loss, "iou": iou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
+
 def centerness(centres: Tensor, boxes: Tensor) -> Tensor:
     """FCOS's centerness of points [..., 2] in boxes [..., 4]: sqrt(min/max of l, r * min/max of t, b); 0 outside."""
     low, high = centres - boxes[..., :2], boxes[..., 2:] - centres
     ratio = torch.minimum(low, high) / torch.maximum(low, high).clamp(min=1e-12)
     return ratio.clamp(min=0).prod(-1).sqrt()
+
+
+def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """DFL (GFL, Eq. 6): cross-entropy shared by the two bins next to the target. logits [..., n + 1], target [...] in [0, n)."""
+    log_p = logits.log_softmax(-1)
+    left = target.floor()
+    right_share = target - left
+    below = log_p.gather(-1, left.long().unsqueeze(-1)).squeeze(-1)
+    above = log_p.gather(-1, left.long().unsqueeze(-1) + 1).squeeze(-1)
+    return -((1 - right_share) * below + right_share * above)
+
+
+def varifocal(log_p: Tensor, target: Tensor) -> Tensor:
+    """VFL of a positive (VFNet): its IoU target weighs the cross-entropy; negatives are alpha * negative_focal."""
+    return target * binary_cross_entropy(log_p, target)
+
+
+def matchability(log_p: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """MAL of a positive (DEIM): target^gamma with weight 1, so that poor matches are not starved; negatives negative_focal."""
+    return binary_cross_entropy(log_p, target.pow(gamma))
+
+
+def smooth_l1(values: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """Quadratic below `beta`, linear above."""
+    error = (values - targets).abs()
+    return torch.where(error < beta, 0.5 * error.square() / beta, error - 0.5 * beta)

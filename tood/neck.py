@@ -1,28 +1,59 @@
-"""Feature pyramid (FPN): C3..C5 -> P3..P7."""
+"""Feature pyramids, C3..C5 -> P3..P7: FPN (Lin et al., 2017) and PAFPN (Liu et al., 2018)."""
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral 1x1, top-down sum, 3x3 output; P6 and P7 by stride-2 convolutions from P5 and P6 (no ReLU between)."""
+    """Lateral 1x1, sum from coarse to fine, 3x3 output; in a pafpn also a sum from fine to coarse and a 3x3 after it.
 
-    def __init__(self, in_channels: tuple[int, ...], channels: int):
+    P6 comes by a convolution of stride 2 from P5 (`extra_from` output) or C5 (input), P7 by another one from P6, in between
+    a ReLU where `relu_before_extra`.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, ...],
+        channels: int,
+        kind: Literal["fpn", "pafpn"] = "fpn",
+        extra_from: Literal["output", "input"] = "output",
+        relu_before_extra: bool = False,
+    ):
+        """in_channels: of (C3, C4, C5); like the features, it may begin with finer maps, which are not used."""
         super().__init__()
+        self.extra_from, self.relu_before_extra = extra_from, relu_before_extra
+        in_channels = in_channels[-3:]
+        coarsest = in_channels[-1] if extra_from == "input" else channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
-        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
+        self.extra = nn.ModuleList(nn.Conv2d(c, channels, 3, stride=2, padding=1) for c in (coarsest, channels))
+        if kind == "pafpn":
+            self.downsample = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in in_channels[1:])
+            self.aggregate = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels[1:])
+        self.kind = kind
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.xavier_uniform_(conv.weight)
                 nn.init.zeros_(conv.bias)
 
     def forward(self, features: tuple[Tensor, ...]) -> list[Tensor]:
-        """(C3, C4, C5) -> [P3, P4, P5, P6, P7], each [B, channels, Hl, Wl]."""
+        """(..., C3, C4, C5) -> [P3, P4, P5, P6, P7], each [B, channels, Hl, Wl]."""
+        features = features[-3:]
         merged = [lateral(c) for lateral, c in zip(self.lateral, features, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
         pyramid = [output(x) for output, x in zip(self.output, merged, strict=True)]
-        for extra in self.extra:
-            pyramid.append(extra(pyramid[-1]))
-        return pyramid
+        if self.kind == "pafpn":
+            pyramid = self._from_fine_to_coarse(pyramid)
+        p6 = self.extra[0](features[-1] if self.extra_from == "input" else pyramid[-1])
+        p7 = self.extra[1](F.relu(p6) if self.relu_before_extra else p6)
+        return [*pyramid, p6, p7]
+
+    def _from_fine_to_coarse(self, levels: list[Tensor]) -> list[Tensor]:
+        """Sums first, all of them; each level's 3x3 afterwards. The finest level stays as it is."""
+        sums = [levels[0]]
+        for downsample, level in zip(self.downsample, levels[1:], strict=True):
+            sums.append(level + downsample(sums[-1]))
+        return [sums[0], *(aggregate(level) for aggregate, level in zip(self.aggregate, sums[1:], strict=True))]

@@ -27,24 +27,45 @@ def describe_rate(config: TrainConfig) -> str:
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up by step over steps by epoch, or over a cosine by step."""
+    """Learning rate of a step (from 0): warm-up by step over steps by epoch, or over a cosine by step."""
     if config.schedule == "step":
         factor = config.gamma ** bisect.bisect_right(config.milestones, step // steps_per_epoch)
     else:
         factor = 0.5 * (1 + math.cos(math.pi * min(step / (config.epochs * steps_per_epoch), 1.0)))
     if step < config.warmup_steps:
-        done = step / max(config.warmup_steps - 1, 1)
+        done = step / max(config.warmup_steps - 1, 1) if config.warmup == "linear" else 0.0
         factor *= config.warmup_factor + (1 - config.warmup_factor) * done
     return base_rate(config) * factor
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW on every trainable parameter, with weight decay on norms and biases too, as the peer's recipe has it."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """SGD or AdamW on every trainable parameter, with weight decay on norms and biases too, as the peer's recipe has it.
+
+    `set_rate` moves the rate of its groups. Biases of convolutions are a group of their own where the recipe treats them apart.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    apart = _convolution_biases(model) & trained.keys() if (config.bias_lr, config.bias_decay) != (1, 1) else set()
+    groups = [{"params": [p for name, p in trained.items() if name not in apart], "factor": 1.0}]
+    if apart:
+        decay = config.weight_decay * config.bias_decay
+        biases = [p for name, p in trained.items() if name in apart]
+        groups.append({"params": biases, "factor": config.bias_lr, "weight_decay": decay})
     shared = {"lr": base_rate(config), "weight_decay": config.weight_decay, "foreach": True}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **shared)
-    return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+        return torch.optim.AdamW(groups, **shared)
+    return torch.optim.SGD(groups, momentum=config.momentum, **shared)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def _convolution_biases(model: nn.Module) -> set[str]:
+    """The biases but those of norms, and of what predicts a deformable convolution's offsets."""
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)}
+    biases = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    return {name for name in biases if name.rpartition(".")[0] not in norms and ".conv_offset." not in f".{name}"}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -1,43 +1,61 @@
-"""From dense predictions to detections: threshold, the best pairs of each level, class-wise NMS, the best of the image.
+"""From dense predictions to detections: threshold, the best of each level, class-wise NMS, the best of the image.
 
-B images, N points, K classes. The order is mmdetection's: rescale to the original image, drop small boxes, then NMS.
+B images, N priors, K classes. The order is mmdetection's: rescale to the original image, drop small boxes, then NMS.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from tood.boxes import clip
+from tood.boxes import clip, pairwise_iou
 from tood.config import PredictConfig
-from tood.head import Predictions
+from tood.predictions import Predictions
+
+VOTING_WIDTH = 0.025  # of the Gaussian over 1 - IoU by which boxes vote (PAA)
+VOTING_IOU = 0.01  # a box below has no vote
+
+
+class Candidates(NamedTuple):
+    """(prior, class) pairs of the batch, by falling confidence."""
+
+    image: Tensor  # int64 [M]
+    point: Tensor  # int64 [M]
+    label: Tensor  # int64 [M]
+    score: Tensor  # [M] confidence
+
+    def at(self, index: Tensor) -> "Candidates":
+        return Candidates(*(values[index] for values in self))
 
 
 @torch.no_grad()
-def detections(predictions: Predictions, sizes: Tensor, scales: Tensor, config: PredictConfig) -> list[dict[str, Tensor]]:
+def detections(
+    predictions: Predictions, sizes: Tensor, scales: Tensor, config: PredictConfig, fusion: str = "none"
+) -> list[dict[str, Tensor]]:
     """One dict an image: boxes [D, 4] px of the original image, scores [D] falling, labels int64 [D].
 
-    sizes [B, 2] (height, width) of the network's input before padding, scales [B, 2] (x, y) of input over original.
-    Every point takes part, also those beyond a smaller image's own padding. Equal scores are ordered by image, point
-    and class.
+    sizes [B, 2] (height, width) of the network's input before padding, scales [B, 2] (x, y) of input over original;
+    `fusion`: how a quality branch enters the score. Without NMS a one-to-one predictor speaks, where there is one. Every
+    prior takes part, also those beyond a smaller image's own padding. Equal scores are ordered by image, prior and class.
     """
-    scores = predictions.log_scores.exp()
-    image, point, label = (scores > config.score_threshold).nonzero(as_tuple=True)
-    score, order = scores[image, point, label].sort(descending=True, stable=True)
-    image, point, label = image[order], point[order], label[order]
-    kept = _best_of_levels(image, point, predictions.priors.counts, config.per_level)
-    image, point, label, score = image[kept], point[kept], label[kept], score[kept]
-    boxes = predictions.boxes[image, point]
+    if not config.nms and predictions.one_to_one is not None:
+        predictions = predictions.one_to_one
+    found = _candidates(predictions, config, fusion)
+    boxes = predictions.boxes[found.image, found.point]
     if config.clip:
-        boxes = clip(boxes, sizes[image, 0], sizes[image, 1])
-    boxes = boxes / scales[image].repeat(1, 2)
+        boxes = clip(boxes, sizes[found.image, 0], sizes[found.image, 1])
+    boxes = boxes / scales[found.image].repeat(1, 2)
     large = ((boxes[:, 2:] - boxes[:, :2]) > config.min_size).all(1)
-    image, label, score, boxes = image[large], label[large], score[large], boxes[large]
+    found, boxes = found.at(large), boxes[large]
     results = []
     for i in range(len(sizes)):
-        mine = image == i
-        b, s, k = boxes[mine], score[mine], label[mine]
-        keep = class_wise_nms(b, s, k, config.nms_iou)[: config.max_detections]
-        results.append({"boxes": b[keep], "scores": s[keep], "labels": k[keep]})
+        mine = found.image == i
+        b, s, k = boxes[mine], found.score[mine], found.label[mine]
+        keep = class_wise_nms(b, s, k, config.nms_iou) if config.nms else torch.arange(len(s), device=s.device)
+        keep = keep[: config.max_detections]
+        kept = _vote(b, s, k, keep) if config.score_voting else b[keep]
+        results.append({"boxes": kept, "scores": s[keep], "labels": k[keep]})
     return results
 
 
@@ -53,6 +71,41 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) ->
     return nms(apart + (labels * span).unsqueeze(1), scores.double(), iou)
 
 
+def _candidates(predictions: Predictions, config: PredictConfig, fusion: str) -> Candidates:
+    """Pairs above the threshold, the best of each level; the peer's two ways.
+
+    Most heads choose the best pairs by their class score and multiply by the quality afterwards. PAA (geometric mean)
+    chooses the best priors by the score that the quality is part of already.
+    """
+    counts = predictions.priors.counts
+    confidence = predictions.log_confidence(fusion).exp()
+    if fusion == "geometric_mean":
+        keep = _best_priors(confidence.amax(-1), counts, config.per_level)
+        chosen = confidence.masked_fill(~keep.unsqueeze(-1), 0.0)
+        return _sorted_pairs(chosen, config.score_threshold)
+    found = _sorted_pairs(predictions.log_scores.exp(), config.score_threshold)
+    found = found.at(_best_of_levels(found.image, found.point, counts, config.per_level))
+    if predictions.quality is None or fusion == "none":
+        return found
+    fused = found._replace(score=confidence[found.image, found.point, found.label])
+    return fused.at(fused.score.sort(descending=True, stable=True).indices)
+
+
+def _sorted_pairs(scores: Tensor, threshold: float) -> Candidates:
+    image, point, label = (scores > threshold).nonzero(as_tuple=True)
+    score, order = scores[image, point, label].sort(descending=True, stable=True)
+    return Candidates(image[order], point[order], label[order], score)
+
+
+def _best_priors(score: Tensor, counts: tuple[int, ...], limit: int) -> Tensor:
+    """bool [B, N]: the `limit` best priors of each level, ties to the lower one. score [B, N]."""
+    levels = []
+    for level in score.split(counts, dim=1):
+        rank = level.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+        levels.append(rank < limit)
+    return torch.cat(levels, dim=1)
+
+
 def _best_of_levels(image: Tensor, point: Tensor, counts: tuple[int, ...], limit: int) -> Tensor:
     """Indices of the first `limit` entries of each (image, level), in order; entries come sorted by falling score."""
     ends = torch.tensor(counts, device=point.device).cumsum(0)
@@ -61,3 +114,11 @@ def _best_of_levels(image: Tensor, point: Tensor, counts: tuple[int, ...], limit
     position = torch.arange(len(group), device=point.device)
     first = torch.searchsorted(sorted_group, sorted_group)
     return order[position - first < limit].sort().values
+
+
+def _vote(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Each kept box as the mean of all boxes of its class around it, weighted by score and exp(-(1 - IoU)^2 / width)."""
+    iou = pairwise_iou(boxes[keep], boxes)
+    votes = (labels[keep].unsqueeze(1) == labels) & (iou > VOTING_IOU)
+    weight = torch.where(votes, (-(1 - iou).square() / VOTING_WIDTH).exp() * scores, 0.0)
+    return weight @ boxes / weight.sum(1, keepdim=True)

@@ -1,9 +1,10 @@
-"""Where predictions start from: one prior a location of the pyramid P3..P7, as a point with a square anchor around it.
+"""Where predictions start from: priors at every location of the pyramid P3..P7, each a centre with an anchor around it.
 
-N points, all levels flattened once: level after level, row-major inside a level.
+N priors, all levels flattened once: level after level, row-major inside a level, prior by prior at a location.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 
 STRIDES = (8, 16, 32, 64, 128)
 ANCHOR_SIDE = 8  # of the square anchor, in strides
-PRIORS = ("point", "anchor")  # what boxes are regressed from; assignment uses centre and anchor of either
-CENTRE_OFFSET = 0.0  # of a cell's prior, in strides: priors sit on the cell's corner, as in mmdetection's ATSS family
 
 
 class Priors(NamedTuple):
@@ -22,27 +21,61 @@ class Priors(NamedTuple):
     counts: tuple[int, ...]  # priors a level; they sum to N
 
 
+class PriorGrid(NamedTuple):
+    """What lies at a location. Hashable, so that priors of one image size are made once."""
+
+    shapes: tuple[tuple[float, float], ...] = ((ANCHOR_SIDE, ANCHOR_SIDE),)  # (width, height) of each anchor, in strides
+    centre_offset: float = 0.0  # of a cell's priors, in strides: 0 is the cell's corner (mmdetection's ATSS family), 0.5 FCOS
+
+
+def _retina_shapes() -> tuple[tuple[float, float], ...]:
+    """RetinaNet's nine: ratios height / width by thirds of an octave from 4 strides, ratio by ratio."""
+    sides = [4 * 2 ** (i / 3) for i in range(3)]
+    return tuple((side / math.sqrt(ratio), side * math.sqrt(ratio)) for ratio in (0.5, 1.0, 2.0) for side in sides)
+
+
+SQUARE = PriorGrid()
+PRIORS = {  # what boxes are regressed from; assignment uses centre and anchor of any
+    "point": SQUARE.shapes,
+    "anchor": SQUARE.shapes,
+    "nine_anchors": _retina_shapes(),
+}
+
+
+def make_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device, grid: PriorGrid = SQUARE) -> Priors:
+    """Priors of a pyramid whose levels are (height, width) cells large; made once for each size."""
+    if torch.compiler.is_compiling():  # sizes may be symbols then, and what stands for a tensor must not stay in the cache
+        return _make_priors(level_sizes, device, grid)
+    return _cached_priors(level_sizes, device, grid)
+
+
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # or what a prediction leaves in the cache could not be trained with
-def make_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device) -> Priors:
-    """Priors of a pyramid whose levels are (height, width) cells large."""
-    centres, strides = [], []
+def _cached_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device, grid: PriorGrid) -> Priors:
+    return _make_priors(level_sizes, device, grid)
+
+
+def _make_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device, grid: PriorGrid) -> Priors:
+    shapes = torch.tensor(grid.shapes, dtype=torch.float32, device=device)  # [A, 2]
+    centres, anchors, strides = [], [], []
     for (height, width), stride in zip(level_sizes, STRIDES, strict=True):
-        y = (torch.arange(height, device=device) + CENTRE_OFFSET) * stride
-        x = (torch.arange(width, device=device) + CENTRE_OFFSET) * stride
-        centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2))
-        strides.append(torch.full((height * width,), float(stride), device=device))
-    centre, stride = torch.cat(centres).float(), torch.cat(strides)
-    half = 0.5 * ANCHOR_SIDE * stride[:, None]
-    anchors = torch.cat([centre - half, centre + half], dim=1)
-    return Priors(centre, anchors, stride, tuple(h * w for h, w in level_sizes))
+        y = (torch.arange(height, device=device) + grid.centre_offset) * stride
+        x = (torch.arange(width, device=device) + grid.centre_offset) * stride
+        at = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 1, 2).float()
+        centre, half = at.expand(-1, len(shapes), 2).reshape(-1, 2), 0.5 * stride * shapes
+        anchors.append(torch.cat([at - half, at + half], dim=-1).reshape(-1, 4))
+        centres.append(centre)
+        strides.append(torch.full((centre.shape[0],), float(stride), device=device))
+    counts = tuple(centre.shape[0] for centre in centres)
+    return Priors(torch.cat(centres), torch.cat(anchors), torch.cat(strides), counts)
 
 
 def inside_image(priors: Priors, sizes: Tensor, divisor: int = 32) -> Tensor:
-    """bool [B, N]: does the prior lie inside the image's own padding? sizes [B, 2] are (height, width) before padding.
+    """bool [B, N]: does the prior's cell begin inside the image's own padding? sizes [B, 2] are (height, width) before padding.
 
     In a batch a smaller image is padded further than to a multiple of `divisor`; priors out there take no part.
     """
     padded = (sizes + divisor - 1) // divisor * divisor
-    x, y = priors.centres.unbind(1)
+    corners = (priors.centres / priors.strides.unsqueeze(1)).floor() * priors.strides.unsqueeze(1)  # of the prior's cell
+    x, y = corners.unbind(1)
     return (x < padded[:, 1:]) & (y < padded[:, :1])

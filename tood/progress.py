@@ -15,7 +15,7 @@ class StepReport:
     epoch: int  # from 0
     step: int  # steps done since the start of training
     steps_per_epoch: int
-    metrics: dict[str, float]  # train/loss, train/loss_cls, train/loss_box, train/lr, perf/images_per_second
+    metrics: dict[str, float]  # train/loss, train/loss_cls, train/loss_box, ..., train/lr, perf/images_per_second
     seconds_left: float
 
     def line(self, epochs: int) -> str:
@@ -23,9 +23,10 @@ class StepReport:
         done = self.step - self.epoch * self.steps_per_epoch
         left = time.strftime("%H:%M:%S", time.gmtime(self.seconds_left))
         memory = f" mem {m['perf/gpu_memory_gb']:.1f}G" if "perf/gpu_memory_gb" in m else ""
+        losses = " ".join(f"{k.removeprefix('train/loss_')} {v:.4f}" for k, v in m.items() if k.startswith("train/loss_"))
         return (
             f"epoch {self.epoch + 1}/{epochs} step {done}/{self.steps_per_epoch} loss {m['train/loss']:.4f} "
-            f"cls {m['train/loss_cls']:.4f} box {m['train/loss_box']:.4f} lr {m['train/lr']:.2e} "
+            f"{losses} lr {m['train/lr']:.2e} "
             f"img/s {m['perf/images_per_second']:.1f} eta {left}{memory}"
         )
 

@@ -43,7 +43,7 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
     model = build_detector(recipe.model, len(train_data.names), recipe.predict)
     loaded = None
     if recipe.init == "imagenet":
-        load_imagenet(model.backbone, recipe.model.backbone.depth)
+        load_imagenet(model.backbone, recipe.model.backbone)
     elif recipe.init != "none":
         source = load_model(Path(recipe.init))
         loaded = load_into(

@@ -8,6 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tood.deformable import DeformableConv, ModulatedDeformableConv
+
+# layer i of n -> is it deformable; the published heads that use each
+DEFORMABLE = {
+    "none": lambda i, n: False,
+    "first": lambda i, n: i == 0,  # DDOD: DCNv1
+    "first_two": lambda i, n: i < 2,  # TOOD's dconv models: DCNv2 with 4 offset groups
+    "last": lambda i, n: i == n - 1,  # VFNet's mdconv models, TSCODE on DCN backbones: DCNv2
+}
+
 
 class TowerFeatures(NamedTuple):
     classes: Tensor  # [B, C, H, W]
@@ -15,31 +25,55 @@ class TowerFeatures(NamedTuple):
     interactive: Tensor | None  # [B, n * C, H, W], what the alignment reads; towers without interaction have none
 
 
+class ConvStyle(NamedTuple):
+    """What the convolutions of a tower look like."""
+
+    groups: int = 32  # of the GroupNorm; 0: no norm
+    bias: bool = False  # beside a norm; without one there always is a bias
+    deformable: str = "none"  # a key of DEFORMABLE
+
+
 class ConvNormRelu(nn.Module):
-    def __init__(self, in_channels: int, channels: int, groups: int):
+    def __init__(self, in_channels: int, channels: int, style: ConvStyle, deformable: bool = False):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(groups, channels)
+        bias = style.bias or not style.groups
+        if not deformable:
+            self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias)
+        elif style.deformable == "first":
+            self.conv = DeformableConv(in_channels, channels)
+        else:
+            groups = 4 if style.deformable == "first_two" else 1
+            self.conv = ModulatedDeformableConv(in_channels, channels, deform_groups=groups, bias=bias)
+        self.norm = nn.GroupNorm(style.groups, channels) if style.groups else None
         nn.init.normal_(self.conv.weight, std=0.01)
+        if getattr(self.conv, "bias", None) is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu_(self.norm(self.conv(x)))
+        x = self.conv(x)
+        return torch.relu_(x if self.norm is None else self.norm(x))
 
 
-def _stack(in_channels: int, channels: int, layers: int, groups: int) -> list[ConvNormRelu]:
-    return [ConvNormRelu(channels if i else in_channels, channels, groups) for i in range(layers)]
+def _stack(in_channels: int, channels: int, layers: int, style: ConvStyle) -> list[ConvNormRelu]:
+    is_deformable = DEFORMABLE[style.deformable]
+    return [ConvNormRelu(channels if i else in_channels, channels, style, is_deformable(i, layers)) for i in range(layers)]
 
 
 class ParallelTower(nn.Module):
-    """Two separate stacks of convolutions (RetinaNet, FCOS, ATSS)."""
+    """Two separate stacks of convolutions (RetinaNet, FCOS, ATSS); with SCE's context the one of classes is short and wide."""
 
-    def __init__(self, in_channels: int, channels: int, layers: int, groups: int):
+    interactive_channels = 0
+
+    def __init__(self, in_channels: int, channels: int, layers: int, style: ConvStyle, wide: bool = False):
         super().__init__()
-        self.classes = nn.Sequential(*_stack(in_channels, channels, layers, groups))
-        self.boxes = nn.Sequential(*_stack(in_channels, channels, layers, groups))
+        self.class_channels, self.box_channels = channels * (2 if wide else 1), channels
+        class_layers = max(layers // 2, 1) if wide else layers
+        class_inputs = in_channels * (2 if wide else 1)
+        self.classes = nn.Sequential(*_stack(class_inputs, self.class_channels, class_layers, style))
+        self.boxes = nn.Sequential(*_stack(in_channels, channels, layers, style))
 
-    def forward(self, x: Tensor) -> TowerFeatures:
-        return TowerFeatures(self.classes(x), self.boxes(x), None)
+    def forward(self, class_input: Tensor, box_input: Tensor) -> TowerFeatures:
+        return TowerFeatures(self.classes(class_input), self.boxes(box_input), None)
 
 
 class TaskDecomposition(nn.Module):
@@ -52,12 +86,14 @@ class TaskDecomposition(nn.Module):
         self.attention = nn.Sequential(
             nn.Conv2d(layers * channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, layers, 1), nn.Sigmoid()
         )
-        self.reduce = nn.Conv2d(layers * channels, channels, 1, bias=False)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.reduce = nn.Conv2d(layers * channels, channels, 1, bias=not groups)
+        self.norm = nn.GroupNorm(groups, channels) if groups else None
         for conv in (self.attention[0], self.attention[2]):
             nn.init.normal_(conv.weight, std=0.001)
             nn.init.zeros_(conv.bias)
         nn.init.normal_(self.reduce.weight, std=0.01)
+        if self.reduce.bias is not None:
+            nn.init.zeros_(self.reduce.bias)
 
     def forward(self, interactive: Tensor, pooled: Tensor) -> Tensor:
         """interactive [B, n * C, H, W], pooled [B, n * C, 1, 1] -> [B, C, H, W]."""
@@ -66,20 +102,27 @@ class TaskDecomposition(nn.Module):
         # w scales the 1x1 weights instead of the feature maps: the same product, and no scaled copy of the maps.
         weight = self.reduce.weight.view(1, -1, self.layers, interactive.shape[1] // self.layers) * attention
         reduced = torch.bmm(weight.flatten(2), interactive.flatten(2)).view(b, -1, h, w)
-        return torch.relu_(self.norm(reduced))
+        if self.reduce.bias is not None:
+            reduced = reduced + self.reduce.bias.view(-1, 1, 1)
+        return torch.relu_(reduced if self.norm is None else self.norm(reduced))
 
 
 class InteractiveTower(nn.Module):
-    """T-head: one stack of n convolutions shared by both tasks (Eq. 1); each task takes its view by layer attention."""
+    """T-head: one stack of n convolutions shared by both tasks (Eq. 1); each task takes its view by layer attention.
 
-    def __init__(self, in_channels: int, channels: int, layers: int, groups: int):
+    With DPE's context the shared stack reads what boxes are to see.
+    """
+
+    def __init__(self, in_channels: int, channels: int, layers: int, style: ConvStyle):
         super().__init__()
-        self.layers = nn.ModuleList(_stack(in_channels, channels, layers, groups))
-        self.class_view = TaskDecomposition(channels, layers, groups)
-        self.box_view = TaskDecomposition(channels, layers, groups)
+        self.class_channels = self.box_channels = channels
+        self.interactive_channels = channels * layers
+        self.layers = nn.ModuleList(_stack(in_channels, channels, layers, style))
+        self.class_view = TaskDecomposition(channels, layers, style.groups)
+        self.box_view = TaskDecomposition(channels, layers, style.groups)
 
-    def forward(self, x: Tensor) -> TowerFeatures:
-        outputs = []
+    def forward(self, _class_input: Tensor, box_input: Tensor) -> TowerFeatures:
+        outputs, x = [], box_input
         for layer in self.layers:
             x = layer(x)
             outputs.append(x)
@@ -88,4 +131,45 @@ class InteractiveTower(nn.Module):
         return TowerFeatures(self.class_view(interactive, pooled), self.box_view(interactive, pooled), interactive)
 
 
-TOWERS = {"parallel": ParallelTower, "t_head": InteractiveTower}
+class ChannelAttention(nn.Module):
+    """Effective squeeze and excitation: one gate a channel from the pooled map, then a 1x1 convolution."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.gate = nn.Conv2d(channels, channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=not groups)
+        self.norm = nn.GroupNorm(groups, channels) if groups else nn.Identity()
+        nn.init.normal_(self.gate.weight, std=0.001)
+        nn.init.zeros_(self.gate.bias)
+        nn.init.normal_(self.mix.weight, std=0.01)
+
+    def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
+        return nn.functional.silu(self.norm(self.mix(x * torch.sigmoid(self.gate(pooled)))))
+
+
+class EfficientTower(nn.Module):
+    """ET-head (PP-YOLOE): no stack of convolutions; each task takes its view of the level itself by channel attention."""
+
+    interactive_channels = 0
+
+    def __init__(self, in_channels: int, style: ConvStyle):
+        super().__init__()
+        self.class_channels = self.box_channels = in_channels
+        self.class_view = ChannelAttention(in_channels, style.groups)
+        self.box_view = ChannelAttention(in_channels, style.groups)
+
+    def forward(self, class_input: Tensor, box_input: Tensor) -> TowerFeatures:
+        classes = self.class_view(class_input, class_input.mean((2, 3), keepdim=True)) + class_input
+        return TowerFeatures(classes, self.box_view(box_input, box_input.mean((2, 3), keepdim=True)), None)
+
+
+TOWERS = ("parallel", "t_head", "et_head")
+
+
+def build_tower(name: str, in_channels: int, channels: int, layers: int, style: ConvStyle, wide: bool = False) -> nn.Module:
+    """`wide`: classes come at twice the channels (SCE's context), which the parallel tower alone can take."""
+    if name == "parallel":
+        return ParallelTower(in_channels, channels, layers, style, wide)
+    if name == "t_head":
+        return InteractiveTower(in_channels, channels, layers, style)
+    return EfficientTower(in_channels, style)

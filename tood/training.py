@@ -25,7 +25,7 @@ from tood.detector import Detector
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
-from tood.optimisation import learning_rate
+from tood.optimisation import learning_rate, set_rate
 from tood.progress import EpochReport, StepReport
 from tood.recipe import Recipe, read_recipe
 from tood.results import Detections, merge, results_from_predictions
@@ -153,13 +153,12 @@ def _train_epoch(
 ) -> None:
     config = run.recipe.train
     model.train()
-    total = torch.zeros(2, device=run.device)  # sums of loss_cls and loss_box since the last report; read by the host then
+    total: dict[str, Tensor] = {}  # sum of each loss since the last report; read by the host then
     since, started = 0, time.monotonic()
     batches = iter(loader.epoch(epoch))
     for i in range(steps_per_epoch):
         rate = learning_rate(config, run.step, steps_per_epoch)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(run.optimizer, rate)
         micro = min(config.accumulate, len(loader) - i * config.accumulate)
         for j in range(micro):
             batch = next(batches).to(run.device, non_blocking=True)
@@ -168,7 +167,8 @@ def _train_epoch(
                 with _precision(run.recipe, run.device):
                     losses = model(batch, epoch)
                 (sum(losses.values()) / micro).backward()
-            total += torch.stack([losses["loss_cls"], losses["loss_box"]]).detach() / micro
+            for name, value in losses.items():
+                total[name] = total.get(name, 0.0) + value.detach() / micro
         if config.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
         run.optimizer.step()
@@ -178,24 +178,26 @@ def _train_epoch(
         run.step += 1
         since += 1
         if (i + 1) % config.log_every == 0 or i + 1 == steps_per_epoch:
-            means = (total / since).tolist()
-            if not all(map(math.isfinite, means)) or not any(means):  # both 0: every score has underflown, for good
+            means = dict(zip(total, (torch.stack(list(total.values())) / since).tolist(), strict=True))
+            if not all(map(math.isfinite, means.values())) or not any(means.values()):  # all 0: scores underflown, for good
+                said = ", ".join(f"{name.removeprefix('loss_')} {value:g}" for name, value in means.items())
                 raise DivergedError(
-                    f"epoch {epoch + 1}, step {run.step}: training has diverged (loss cls {means[0]:g}, box {means[1]:g}); "
+                    f"epoch {epoch + 1}, step {run.step}: training has diverged (loss {said}); "
                     "lower train.lr, lengthen train.warmup_steps or set train.clip_norm=35"
                 )
             if on_step:
                 on_step(_step_report(run, epoch, steps_per_epoch, means, rate, since / (time.monotonic() - started)))
-            total.zero_()
+            total.clear()
             since, started = 0, time.monotonic()
 
 
-def _step_report(run: Run, epoch: int, steps_per_epoch: int, means: list[float], rate: float, steps_a_second: float) -> StepReport:
+def _step_report(
+    run: Run, epoch: int, steps_per_epoch: int, means: dict[str, float], rate: float, steps_a_second: float
+) -> StepReport:
     config = run.recipe.train
     metrics = {
-        "train/loss": sum(means),
-        "train/loss_cls": means[0],
-        "train/loss_box": means[1],
+        "train/loss": sum(means.values()),
+        **{f"train/{name}": value for name, value in means.items()},
         "train/lr": rate,
         "perf/images_per_second": config.batch_size * steps_a_second,
     }

@@ -12,16 +12,6 @@ from tood.head import DenseHead
 from tood.mmdet import from_mmdet, model_config_from_mmdet, predict_config_from_mmdet
 
 
-def skip_deformable(case: Case) -> None:
-    """Deformable convolutions are later work: report the case by name."""
-    cfg = case.spec["cfg"]
-    head, backbone = cfg.get("bbox_head", cfg), cfg.get("backbone", {})
-    if head.get("num_dcn", 0):
-        case.unsupported(f"num_dcn={head['num_dcn']}, deformable convolutions in the head")
-    if backbone.get("dcn"):
-        case.unsupported("deformable convolutions in the backbone")
-
-
 def model_config(cfg: dict) -> ModelConfig:
     return build(ModelConfig, model_config_from_mmdet(cfg))
 

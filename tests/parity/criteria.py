@@ -1,4 +1,4 @@
-"""Single functions: losses, overlaps, score alignment (kind losses) and the sampling of box sides (kind deform)."""
+"""Single functions: losses, overlaps, score alignment (kind losses) and what samples by offsets (kind deform)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,8 @@ from torch import Tensor
 from tests.parity.case import Case, gradient, of_largest, relative
 from tood.alignment import aligned_log_scores, sample_sides
 from tood.boxes import aligned_giou, aligned_iou, overlap_share, pairwise_iou
-from tood.losses import giou_loss, negative_focal, positive_focal, quality_focal
+from tood.deformable import ModulatedDeformableConv
+from tood.losses import BOX_LOSSES, distribution_focal, iou_loss, negative_focal, positive_focal, quality_focal
 
 OVERLAPS = "overlaps"  # the entry for the box/* arrays, which have no parameters
 
@@ -25,10 +26,10 @@ def run_loss(case: Case) -> None:
         _aligned_scores(case)
     elif kind in ("quality_focal", "sigmoid_focal"):
         _class_loss(case, params)
-    elif kind in ("giou", "iou_linear", "iou_log"):
+    elif kind == "distribution_focal":
+        _distribution_loss(case, params)
+    elif kind in ("giou", "diou", "ciou", "iou_linear", "iou_log"):
         _box_loss(case, params)
-    elif kind in ("diou", "ciou", "distribution_focal"):
-        case.unsupported(f"loss {kind}")
     else:
         raise AssertionError(f"unknown loss {kind!r}")
 
@@ -47,14 +48,16 @@ def _class_loss(case: Case, params: dict) -> None:
     _compare_loss(case, params, prediction, values, case.tensor("qfl/weight"))
 
 
+def _distribution_loss(case: Case, params: dict) -> None:
+    prediction = case.tensor(f"{case.entry}/pred").requires_grad_()
+    values = distribution_focal(prediction, case.tensor(f"{case.entry.split('_')[0]}/target"))
+    _compare_loss(case, params, prediction, values, case.tensor("qfl/weight"))
+
+
 def _box_loss(case: Case, params: dict) -> None:
     prediction, target = case.tensor(f"{case.entry}/pred").requires_grad_(), case.tensor("box/target")
-    if params["loss"] == "giou":
-        values = giou_loss(prediction, target)
-    elif params["loss"] == "iou_linear":
-        values = 1 - aligned_iou(prediction, target)
-    else:
-        values = -aligned_iou(prediction, target).clamp(min=params["eps"]).log()
+    losses = BOX_LOSSES | {"iou_log": iou_loss, "iou_linear": lambda a, b: 1 - aligned_iou(a, b)}
+    values = losses[params["loss"]](prediction, target)
     _compare_loss(case, params, prediction, values, case.tensor("box/weight"))
 
 
@@ -100,12 +103,34 @@ def sampling_entries(spec: dict) -> list[str]:
 
 def run_sampling(case: Case) -> None:
     if f"{case.entry}/feat" not in case.arrays:
-        case.unsupported(f"{case.spec[case.entry]['type']}")
+        return _modulated(case, case.spec[case.entry])
     maps, offsets = (case.tensor(f"{case.entry}/{name}").requires_grad_() for name in ("feat", "offset"))
     sampled = sample_sides(maps, offsets)
     sampled.backward(case.tensor(f"{case.entry}/grad_out"))
     recorded = case.arrays[f"{case.entry}/out"]
     case.close("sampled sides", sampled, recorded, of_largest(recorded, 1e-5))
     for what, leaf in (("feat", maps), ("offset", offsets)):
+        slope = case.arrays[f"{case.entry}/grad_{what}"]
+        case.close(f"gradient of {what}", leaf.grad, slope, of_largest(slope, 1e-5))
+
+
+def _modulated(case: Case, spec: dict) -> None:
+    """A deformable convolution with its own offsets and masks, and through it the gradients of all that it reads."""
+    conv = ModulatedDeformableConv(
+        spec["in_channels"],
+        spec["out_channels"],
+        stride=spec["stride"],
+        padding=spec["padding"],
+        deform_groups=spec["deform_groups"],
+        bias=spec["bias"],
+    )
+    stored = f"{case.entry}/sd/"
+    conv.load_state_dict({name.removeprefix(stored): case.tensor(name) for name in case.arrays if name.startswith(stored)})
+    x = case.tensor(f"{case.entry}/x").requires_grad_()
+    y = conv(x)
+    y.backward(case.tensor(f"{case.entry}/grad_out"))
+    recorded = case.arrays[f"{case.entry}/out"]
+    case.close("deformable convolution", y, recorded, of_largest(recorded, 1e-5))
+    for what, leaf in (("x", x), ("weight", conv.weight), ("conv_offset_weight", conv.conv_offset.weight)):
         slope = case.arrays[f"{case.entry}/grad_{what}"]
         case.close(f"gradient of {what}", leaf.grad, slope, of_largest(slope, 1e-5))

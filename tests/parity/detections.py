@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.parity.build import image_scales, image_sizes, predict_config
 from tests.parity.case import Case
 from tood.config import PredictConfig
-from tood.head import Predictions
 from tood.postprocess import detections
+from tood.predictions import Predictions
 from tood.priors import make_priors
 
 

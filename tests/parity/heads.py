@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tood.head
 from tests.parity import seeded_fill
-from tests.parity.build import seeded_head, skip_deformable
+from tests.parity.build import seeded_head
 from tests.parity.case import Case, norms, of_largest, read_spec, relative
 from tood.alignment import aligned_boxes, sample_sides
 from tood.head import DenseHead
@@ -19,7 +19,6 @@ from tood.priors import inside_image
 
 
 def run(case: Case) -> None:
-    skip_deformable(case)
     head, config = seeded_head(case)
     features = [f.requires_grad_() for f in _features(case, config.neck.channels)]
     with _taps(head) as taps:
@@ -79,10 +78,10 @@ def _taps(head: DenseHead) -> Iterator[dict[str, list[Tensor]]]:
         "reg_layer_attention": head.tower.box_view.attention,
         "cls_decomp": head.tower.class_view,
         "reg_decomp": head.tower.box_view,
-        "tood_cls": head.classes,
-        "tood_reg": head.boxes,
-        "cls_prob": head.score_map,
-        "reg_offset": head.side_offsets,
+        "tood_cls": head.predictor.classes,
+        "tood_reg": head.predictor.boxes,
+        "cls_prob": head.predictor.score_map,
+        "reg_offset": head.predictor.side_offsets,
     }
     taps = {name: [] for name in (*modules, "reg_bbox_before_sampling", "bbox_after_sampling")}
 
@@ -109,7 +108,7 @@ def _epochs(case: Case) -> list[int]:
 
 def _compare_gradients(case: Case, phase: str, head: DenseHead, slopes: list[Tensor]) -> None:
     ours = {f"head.{name}": p.grad for name, p in head.named_parameters() if p.grad is not None}
-    ours = {name.removeprefix("bbox_head."): value for name, value in to_mmdet(ours).items()}
+    ours = {name.removeprefix("bbox_head."): value for name, value in to_mmdet(ours, "TOODHead").items()}
     for name, recorded in case.spec.get(f"{phase}_param_grad_norms", {}).items():
         assert (name in ours) == (recorded is not None), f"{phase}: gradient of {name}: {recorded} recorded"
         if recorded is not None:

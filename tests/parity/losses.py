@@ -4,15 +4,14 @@ import re
 
 import torch
 
-from tests.parity.build import image_sizes, model_config, skip_deformable
+from tests.parity.build import image_sizes, model_config
 from tests.parity.case import Case, gradient, relative
 from tood.data.targets import boxes_of, labels_of
-from tood.head import Predictions
+from tood.predictions import Predictions
 from tood.priors import inside_image, make_priors
 
 
 def run(case: Case) -> None:
-    skip_deformable(case)
     spec, objective = case.spec, model_config(case.spec["cfg"]).objective
     priors = make_priors(tuple(level.shape[-2:] for level in case.levels("cls_score")), torch.device("cpu"))
     valid, targets = inside_image(priors, image_sizes(spec["img_metas"])), case.targets()

@@ -20,6 +20,8 @@ TRAIN = "train {place}/tiny.yaml output={out} tracking.uri=sqlite:///{place}/mlf
 SWEEP = "sweep {place}/tiny.yaml output={out} tracking.uri=sqlite:///{place}/mlflow.db"
 PREDICT = "predict {place}/model --output {out}"
 EVALUATE = "evaluate --annotations {place}/data/val.json --predictions"
+ANALYZE = "analyze {place}/model {place}/tiny.yaml --output {out}"
+EXPLAIN = "explain --checkpoint {place}/model --output {out}"
 DATABASE = "--set tracking.uri=sqlite:///{place}/mlflow.db"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "hidden"}
 
@@ -87,7 +89,7 @@ CASES = {
     "initial folder empty": (f"{TRAIN} init={{place}}/empty", "{place}/empty/manifest.json: cannot be read"),
     "initial of another shape": (f"{TRAIN} init={{place}}/model model.channels=32", "the weights do not fit this model: head"),
     "initial unregistered": (f"{TRAIN} init=models:/missing@champion", "the registry has no model 'missing'"),
-    "ImageNet offline": (f"{TRAIN} init=imagenet", "init=imagenet: torchvision could not download the ResNet-18 weights"),
+    "ImageNet offline": (f"{TRAIN} init=imagenet", "init=imagenet: torchvision could not download the weights of resnet18"),
     "pull: malformed": (f"pull models:/../x {DATABASE} --output {{out}}", "'models:/../x' is not a model"),
     "pull: unknown": (f"pull models:/missing@champion {DATABASE} --output {{out}}", "the registry has no model 'missing'"),
     # use of a model
@@ -99,6 +101,27 @@ CASES = {
     "predict: empty folder": (f"{PREDICT} {{place}}/empty", "{place}/empty: holds no image"),
     "predict: broken image": (f"{PREDICT} {{place}}/data/val/1.png {{place}}/photo.jpg", "{place}/photo.jpg: cannot be decoded"),
     "predict: output is a file": ("predict {place}/model {place}/data/val --output {place}/tiny.yaml", "tiny.yaml cannot be made"),
+    "analyze: no model": ("analyze {place}/none {place}/tiny.yaml --output {out}", "{place}/none: no such model folder or file"),
+    "analyze: no data": ("analyze {place}/model {place}/tiny.yaml data.root={place}/none --output {out}", "set data.root"),
+    "analyze: other classes": (
+        "analyze {place}/model {place}/tiny.yaml data.root={place}/other_classes --output {out}",
+        "other_classes/val.json: its categories (pink, green, blue, ...) are not the model's",
+    ),
+    "analyze: broken image": (
+        "analyze {place}/model {place}/tiny.yaml data.root={place}/broken_image --output {out}",
+        "broken_image/val/3.png: cannot be decoded",
+    ),
+    "analyze: output is a file": ("analyze {place}/model {place}/tiny.yaml --output {place}/tiny.yaml", "tiny.yaml cannot be made"),
+    "analyze: no such run": (f"{ANALYZE} tracking.uri=sqlite:///{{place}}/mlflow.db --run 123", "run 123"),
+    "analyze: tracking server down": (f"{ANALYZE} tracking.uri=http://127.0.0.1:{{port}}", "127.0.0.1:{port} cannot be reached"),
+    "explain: no checkpoint": ("explain {place}/data/val/1.png", "required: --checkpoint"),
+    "explain: no image": (f"{EXPLAIN} {{place}}/none.jpg", "{place}/none.jpg: no such image or folder"),
+    "explain: no such object": (f"{EXPLAIN} {{place}}/data/val/1.png --object 1", "--object 1: {place}/data/val/1.png has no"),
+    "explain: no data": (f"{EXPLAIN} {{place}}/data/val/1.png --set data.root={{place}}/none", "no such file; set data.root"),
+    "explain: other classes": (
+        f"{EXPLAIN} {{place}}/other_classes/val/1.png --experiment {{place}}/tiny.yaml --set data.root={{place}}/other_classes",
+        "other_classes/val.json: its categories (pink, green, blue, ...) are not the model's",
+    ),
     "evaluate: nothing": ("evaluate", "give --predictions FILE and --annotations FILE, or --model MODEL"),
     "evaluate: half": ("evaluate --predictions {place}/results.json", "give --predictions FILE and --annotations FILE"),
     "evaluate: no file": (f"{EVALUATE} {{place}}/none.json", "{place}/none.json: cannot be read"),

@@ -69,7 +69,7 @@ def test_ranking_is_best_first_and_shows_what_failed():
     ranked = [tick.get_text() for tick in axes.get_yticklabels()]
     assert ranked[:2] == ["alpha 1, head t_head", "alpha 0.5, head t_head"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.4, 0.3, 0, 0])
-    assert [text.get_text().strip() for text in axes.texts] == ["0.400", "0.300", "no figure", "no figure"]
+    assert [text.get_text().strip() for text in axes.texts] == ["0.400 (-0.025)", "0.300", "no figure", "no figure"]
     assert axes.lines[0].get_xydata().tolist() == [[0.425, 0]]
     assert axes.get_xlim()[1] > 0.425
     assert axes.yaxis_inverted()

@@ -1,14 +1,16 @@
-"""ResNet features, what is frozen while it trains, and ImageNet weights without a network."""
+"""Features of ResNets and ResNeXts, what is frozen while they train, and ImageNet weights without a network."""
 
 import urllib.error
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 from tood.backbone import Backbone, load_imagenet
-from tood.config import BackboneConfig
-from tood.errors import CheckpointError
+from tood.config import NETWORKS, BackboneConfig, build
+from tood.deformable import ModulatedDeformableConv
+from tood.errors import CheckpointError, ConfigError
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
@@ -28,21 +30,101 @@ def train_one_step(config: BackboneConfig) -> tuple[dict, dict]:
     return before, backbone.state_dict()
 
 
-@pytest.mark.parametrize(("depth", "channels"), [(18, (128, 256, 512)), (50, (512, 1024, 2048))])
-def test_c3_to_c5_have_strides_8_16_32(depth, channels):
-    backbone = Backbone(BackboneConfig(depth=depth)).eval()
+@pytest.mark.parametrize(
+    ("config", "channels"),
+    [
+        (BackboneConfig(depth=18), (64, 128, 256, 512)),
+        (BackboneConfig(depth=50), (256, 512, 1024, 2048)),
+        (BackboneConfig(depth=50, style="caffe", dcn="c3-c5"), (256, 512, 1024, 2048)),
+        (BackboneConfig(depth=50, groups=32, width_per_group=4, dcn="c4-c5"), (256, 512, 1024, 2048)),
+    ],
+)
+def test_c2_to_c5_have_strides_4_8_16_32(config, channels):
+    backbone = Backbone(config).eval()
     with torch.no_grad():
         features = backbone(torch.zeros(1, 3, 64, 96))
-    assert [tuple(f.shape[1:]) for f in features] == [(c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)]
+    sizes = [(c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
+    assert [tuple(f.shape[1:]) for f in features] == sizes
     assert backbone.channels == channels
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
-def test_parameter_names_are_torchvisions(depth):
+@pytest.mark.parametrize(("parts", "name"), NETWORKS.items(), ids=NETWORKS.values())
+def test_parameter_names_are_torchvisions(parts, name):
+    depth, groups, width_per_group = parts
     with torch.device("meta"):
-        ours, theirs = Backbone(BackboneConfig(depth=depth)), getattr(torchvision.models, f"resnet{depth}")()
+        ours = Backbone(build(BackboneConfig, {"depth": depth, "groups": groups, "width_per_group": width_per_group}))
+        theirs = getattr(torchvision.models, name)()
     shapes = {k: v.shape for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in ours.state_dict().items()} == shapes
+
+
+R101_DCN = BackboneConfig(depth=101, dcn="c3-c5")
+X101 = BackboneConfig(depth=101, groups=64, width_per_group=4)
+X101_DCN = BackboneConfig(depth=101, groups=64, width_per_group=4, dcn="c4-c5")
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "trained"),
+    [
+        (BackboneConfig(depth=50), 23_508_032, 23_282_688),
+        (BackboneConfig(depth=50, style="caffe", train_norm=False), 23_508_032, 23_232_512),
+        (BackboneConfig(depth=101), 42_500_160, 42_274_816),
+        (R101_DCN, 44_429_418, 44_204_074),
+        (X101, 81_406_272, 81_003_520),
+        (X101_DCN, 88_623_102, 88_220_350),
+    ],
+)
+def test_parameters_are_as_many_as_in_mmdetections_networks(config, parameters, trained):
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+    assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == trained
+
+
+@pytest.mark.parametrize(("config", "stages"), [(R101_DCN, ("layer2", "layer3", "layer4")), (X101_DCN, ("layer3", "layer4"))])
+def test_deformable_stages_add_the_offsets_of_each_3x3_and_keep_the_rest(config, stages):
+    with torch.device("meta"):
+        backbone, plain = Backbone(config), Backbone(build(BackboneConfig, {**vars(config), "dcn": "none"}))
+    shapes, added = {k: v.shape for k, v in plain.state_dict().items()}, {}
+    for name, module in plain.named_modules():
+        if name.startswith(stages) and name.endswith("conv2"):
+            added |= {f"{name}.conv_offset.weight": (27, module.in_channels, 3, 3), f"{name}.conv_offset.bias": (27,)}
+            assert isinstance(backbone.get_submodule(name), ModulatedDeformableConv)
+            assert backbone.get_submodule(name).stride == module.stride[0]
+    assert {k: v.shape for k, v in backbone.state_dict().items()} == shapes | added
+
+
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+@pytest.mark.parametrize("dcn", ["none", "c3-c5"])
+def test_a_stage_halves_its_map_in_the_3x3_or_before_it(style, dcn):
+    torch.manual_seed(0)
+    block = Backbone(BackboneConfig(depth=50, style=style, dcn=dcn)).eval().layer2[0]
+    torch.nn.init.ones_(block.bn3.weight)
+    x = torch.randn(1, 256, 7, 6)
+    early, late = (2, 1) if style == "caffe" else (1, 2)
+    half = 1 if dcn == "none" else 0.5  # fresh offsets are 0, fresh masks 1/2
+    y = F.relu(block.bn1(F.conv2d(x, block.conv1.weight, stride=early)))
+    y = F.relu(block.bn2(F.conv2d(y, block.conv2.weight * half, stride=late, padding=1)))
+    y = F.relu(block.bn3(F.conv2d(y, block.conv3.weight)) + block.downsample(x))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), y)
+    assert y.shape[2:] == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"depth": 101, "groups": 64}, "groups: depth=101 groups=64 width_per_group=64 is no network here; set .*groups=64 width"),
+        ({"depth": 18, "groups": 32, "width_per_group": 4}, "set depth=18 groups=1 width_per_group=64"),
+        ({"depth": 50, "width_per_group": 4}, "is no network here"),
+        ({"depth": 34, "style": "caffe"}, "style: 'caffe' needs blocks of three convolutions.*set style=pytorch or depth=50"),
+        ({"depth": 18, "dcn": "c3-c5"}, "dcn: 'c3-c5' needs blocks of three"),
+        ({"dcn": "c3"}, "dcn: 'c3' is not one of none, c3-c5, c4-c5"),
+    ],
+)
+def test_what_is_no_network_is_an_error(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(BackboneConfig, values)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 4])
@@ -58,6 +140,19 @@ def test_norm_eval_keeps_statistics_and_still_trains_the_affine_weights():
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not [name for name in changed if "running" in name or "batches" in name]
     assert {"layer2.0.bn1.weight", "layer4.1.bn2.bias", "layer2.0.conv1.weight"} <= changed
+
+
+def test_without_train_norm_the_affine_weights_stay_too():
+    before, after = train_one_step(BackboneConfig(depth=18, frozen_stages=1, norm_eval=True, train_norm=False))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {name.rsplit(".", 2)[1] for name in changed} <= {"conv1", "conv2", "0"}  # 0: a downsample's convolution
+    assert {"layer2.0.conv1.weight", "layer3.0.downsample.0.weight"} <= changed
+
+
+def test_offsets_of_deformable_stages_train_unless_their_stage_is_frozen():
+    backbone = Backbone(BackboneConfig(depth=50, dcn="c3-c5", frozen_stages=2))
+    trained = {name.split(".")[0] for name, p in backbone.named_parameters() if "conv_offset" in name and p.requires_grad}
+    assert trained == {"layer3", "layer4"}
 
 
 def test_evaluation_and_training_alternate_without_thawing():
@@ -90,8 +185,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_without_network_or_cache_the_error_says_which_file_goes_where(cache):
-    with pytest.raises(CheckpointError, match=r"ResNet-18.*no route to host.*resnet18-f37072fd\.pth into \$TORCH_HOME/hub"):
-        load_imagenet(Backbone(BackboneConfig(depth=18)), 18)
+    with pytest.raises(CheckpointError, match=r"resnet18.*no route to host.*resnet18-f37072fd\.pth into \$TORCH_HOME/hub"):
+        load_imagenet(Backbone(BackboneConfig(depth=18)), BackboneConfig(depth=18))
 
 
 def test_cached_weights_are_loaded_without_a_network(cache):
@@ -99,9 +194,39 @@ def test_cached_weights_are_loaded_without_a_network(cache):
     source = torchvision.models.resnet18()
     torch.save(source.state_dict(), cache / "resnet18-f37072fd.pth")
     backbone = Backbone(BackboneConfig(depth=18))
-    load_imagenet(backbone, 18)
+    load_imagenet(backbone, BackboneConfig(depth=18))
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, source.state_dict()[name])
+
+
+def test_resnexts_have_weights_of_their_own(cache):
+    with torch.device("meta"):
+        backbone = Backbone(X101_DCN)
+    with pytest.raises(CheckpointError, match=r"resnext101_64x4d-173b62eb\.pth into"):
+        load_imagenet(backbone, X101_DCN)
+
+
+def test_deformable_stages_take_all_weights_but_their_offsets(monkeypatch):
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in torchvision.models.resnet50().state_dict().items()}
+    weights = {name: torch.full(shape, 3.0) for name, shape in shapes.items()}
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: weights)
+    config = BackboneConfig(depth=50, dcn="c4-c5")
+    backbone = Backbone(config)
+    load_imagenet(backbone, config)
+    state = backbone.state_dict()
+    assert len(state) == len(shapes) - 2 + 2 * 9  # without the classifier, with nine convolutions' offsets
+    assert all((value == (0 if "conv_offset" in name else 3)).all() for name, value in state.items())
+
+
+@pytest.mark.parametrize(("key", "value"), [("style", "caffe"), ("pixels", "bgr")])
+def test_torchvision_has_no_weights_from_caffe(key, value):
+    config = build(BackboneConfig, {key: value})
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    assert backbone.pixels == config.pixels
+    with pytest.raises(ConfigError, match=rf"no weights for backbone\.{key}={value}; set init=FILE"):
+        load_imagenet(backbone, config)
 
 
 class Payload:
@@ -116,6 +241,6 @@ class Payload:
 
 def test_a_pickle_in_the_cache_is_refused_and_not_run(cache, tmp_path):
     torch.save({"conv1.weight": Payload(str(tmp_path / "ran"))}, cache / "resnet18-f37072fd.pth")
-    with pytest.raises(CheckpointError, match="ResNet-18"):
-        load_imagenet(Backbone(BackboneConfig(depth=18)), 18)
+    with pytest.raises(CheckpointError, match="resnet18"):
+        load_imagenet(Backbone(BackboneConfig(depth=18)), BackboneConfig(depth=18))
     assert not (tmp_path / "ran").exists()

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tood.boxes import (
     aligned_giou,
     aligned_iou,
+    box_to_delta,
+    box_to_distance,
     clip,
     delta_to_box,
     distance_to_box,
@@ -100,6 +102,25 @@ def test_a_delta_stretches_an_anchor_at_most_1000_to_16():
     for sign, side in ((1, 1000), (-1, 0.256)):
         x1, y1, x2, y2 = delta_to_box(anchor, torch.tensor([0.0, 0, sign * 1e6, sign * 1e6])).tolist()
         assert (x2 - x1, y2 - y1) == pytest.approx((side, side), rel=1e-4)
+
+
+def test_distances_and_boxes_are_each_others_reverse_also_from_points_outside():
+    points, boxes = torch.tensor([[3.0, 4], [50, -9]]), torch.tensor([[1.0, 2, 8, 16]] * 2)
+    distances = box_to_distance(points, boxes)
+    assert distances.tolist() == [[2, 2, 5, 12], [49, -11, -42, 25]]
+    assert torch.equal(distance_to_box(points, distances), boxes)
+
+
+@pytest.mark.parametrize("stds", [(0.1, 0.1, 0.2, 0.2), (1.0, 1.0, 1.0, 1.0)])
+def test_deltas_and_boxes_are_each_others_reverse(stds):
+    anchors, boxes = proper_boxes(50, 4), proper_boxes(50, 5)
+    torch.testing.assert_close(delta_to_box(anchors, box_to_delta(anchors, boxes, stds), stds), boxes, rtol=1e-4, atol=1e-3)
+    assert not box_to_delta(anchors, anchors, stds).any()
+
+
+def test_a_delta_is_shift_over_size_and_the_logarithm_of_the_ratio():
+    delta = box_to_delta(torch.tensor([0.0, 0, 10, 20]), torch.tensor([5.0, 10, 25, 20]))
+    assert delta.tolist() == pytest.approx([10 / 10 / 0.1, 5 / 20 / 0.1, math.log(2) / 0.2, math.log(0.5) / 0.2])
 
 
 @pytest.mark.parametrize("gap", [-1, 0, 0.0099, 0.0101, 1])

@@ -20,12 +20,13 @@ from tood.config import (
     identity,
     to_dict,
 )
-from tood.detectors import DETECTORS, ModelConfig
+from tood.detectors import DETECTORS, ModelConfig, Objective
 from tood.errors import ConfigError
 from tood.objectives.atss import ATSS
 from tood.objectives.task_aligned import TaskAligned
 
-CLASSES = (SplitConfig, DataConfig, BackboneConfig, NeckConfig, TrainConfig, PredictConfig, ATSS, TaskAligned, ModelConfig)
+OBJECTIVES = typing.get_args(Objective)
+CLASSES = (SplitConfig, DataConfig, BackboneConfig, NeckConfig, TrainConfig, PredictConfig, *OBJECTIVES, ModelConfig)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +111,27 @@ def test_a_detector_and_its_choices_spelled_out_have_one_hash(name):
 
 
 def test_a_row_fills_in_what_is_not_given_and_yields_to_what_is():
-    model = build(ModelConfig, {"detector": "parallel_atss", "layers": 2, "objective": {"topk": 5}})
+    model = build(ModelConfig, {"detector": "atss", "layers": 2, "objective": {"topk": 5}})
     assert (model.tower, model.aligner, model.layers, model.objective) == ("parallel", "none", 2, ATSS(topk=5))
-    model = build(ModelConfig, {"detector": "parallel_atss", "objective": {"name": "task_aligned", "m": 7}})
-    assert model.objective == TaskAligned(m=7)
+    model = build(ModelConfig, {"detector": "parallel_tal", "objective": {"name": "atss", "topk": 7}})
+    assert model.objective == ATSS(topk=7)
     assert build(ModelConfig, {"tower": "parallel"}).aligner == "none"
+    assert build(ModelConfig, {"tower": "et_head"}).aligner == "none"
+
+
+def test_sections_of_a_row_are_filled_in_key_by_key():
+    model = build(ModelConfig, {"detector": "t_head_atss", "objective": {"topk": 5}})
+    assert model.objective == ATSS(topk=5, count_empty=False)  # the row's own count_empty
+    model = build(ModelConfig, {"detector": "t_head_atss", "objective": {"name": "atss"}})
+    assert model.objective == ATSS(count_empty=False)
+    model = build(ModelConfig, {"detector": "retinanet", "neck": {"channels": 64}})
+    assert model.neck == NeckConfig(64, extra_from="input")
+
+
+def test_toods_first_epochs_count_positives_as_tood_does_unless_told_otherwise():
+    assert build(ModelConfig, {"objective": {"warmup": {"topk": 5}}}).objective.warmup == ATSS(topk=5, count_empty=False)
+    assert build(ModelConfig, {"objective": {"warmup": {"count_empty": True}}}).objective.warmup == ATSS()
+    assert TaskAligned().warmup == ATSS(count_empty=False)
 
 
 def test_a_field_may_be_absent_or_a_nested_choice():

@@ -1,17 +1,28 @@
 """Losses in log space against direct formulas in float64, and their gradients at the ends of the scale."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.ops as ops
 
 from tood.losses import (
+    BOX_LOSSES,
     binary_cross_entropy,
     centerness,
+    ciou_loss,
+    diou_loss,
+    distribution_focal,
     giou_loss,
+    iou_loss,
     log1m_exp,
+    matchability,
     negative_focal,
     positive_focal,
     quality_focal,
+    smooth_l1,
+    varifocal,
 )
 
 LOG_P = torch.cat([-torch.logspace(-6, 1.9, 60), torch.tensor([-0.6931471, -0.6931472, -0.6931473])])
@@ -89,6 +100,8 @@ def test_values_and_gradients_are_finite_at_the_ends(target, gamma, flush):
             lambda x: quality_focal(x, targets, gamma),
             lambda x: negative_focal(x, gamma),
             lambda x: positive_focal(x, gamma),
+            lambda x: varifocal(x, targets),
+            lambda x: matchability(x, targets, gamma),
         ):
             x = ENDS.clone().requires_grad_()
             value = loss(x)
@@ -125,3 +138,90 @@ def test_centerness_is_1_in_the_middle_and_0_from_the_border_on():
     expected = [1, (1 / 3) ** 0.5, 1 / 3, 0, 0, 0, 0]
     assert centerness(points, box).tolist() == pytest.approx(expected)
     assert centerness(torch.zeros(2), torch.zeros(4)) == 0  # padding
+
+
+def test_iou_loss_is_minus_log_iou_and_bounded_where_boxes_do_not_meet():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2], [9, 9, 10, 10]], requires_grad=True)
+    loss = iou_loss(boxes, torch.tensor([0.0, 0, 4, 4]).expand(3, 4))
+    assert loss.tolist() == pytest.approx([0, math.log(2), -math.log(1e-6)])
+    loss.sum().backward()
+    assert torch.isfinite(boxes.grad).all()
+
+
+def test_distance_and_complete_iou_losses_are_torchvisions():
+    generator = torch.Generator().manual_seed(0)
+    corner, side = torch.rand(2, 300, 2, generator=generator) * 10, torch.rand(2, 300, 2, generator=generator) * 20 + 10
+    boxes, targets = torch.cat([corner, corner + side], dim=2)
+    torch.testing.assert_close(diou_loss(boxes, targets), ops.distance_box_iou_loss(boxes, targets), rtol=1e-4, atol=1e-5)
+    theirs = ops.complete_box_iou_loss(boxes, targets)
+    overlapping = ops.box_iou(boxes, targets).diagonal() > 0.5  # from where on the aspect ratio counts; torchvision's always does
+    assert 20 < overlapping.sum() < 280
+    torch.testing.assert_close(ciou_loss(boxes, targets)[overlapping], theirs[overlapping], rtol=1e-4, atol=1e-4)
+    rest = ~overlapping
+    torch.testing.assert_close(ciou_loss(boxes, targets)[rest].clamp(max=2), diou_loss(boxes, targets)[rest].clamp(max=2))
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_a_box_loss_is_0_at_its_target_and_moves_a_box_there(name):
+    loss, target = BOX_LOSSES[name], torch.tensor([10.0, 10, 20, 26])
+    assert loss(target, target).item() == pytest.approx(0, abs=1e-5)
+    box = torch.tensor([13.0, 9, 26, 20], requires_grad=True)
+    optimiser = torch.optim.Adam([box], lr=0.2)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss(box, target).backward()
+        optimiser.step()
+    assert loss(box, target) < 0.1
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_losses_are_finite_with_their_gradients_where_boxes_touch_coincide_or_vanish(name):
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [3, 3, 3, 3], [5, 5, 5, 9]], requires_grad=True)
+    targets = torch.tensor([[0.0, 0, 2, 2], [2, 2, 4, 4], [3, 3, 3, 3], [0, 0, 2, 2]])
+    BOX_LOSSES[name](boxes, targets).sum().backward()
+    assert torch.isfinite(boxes.grad).all()
+
+
+def test_distribution_focal_is_the_cross_entropy_with_a_target_shared_by_two_bins():
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(40, 8, generator=generator), torch.rand(40, generator=generator) * 6.9
+    target[0], target[1], target[2] = 0.0, 3.0, 6.5
+    dense = (1 - (torch.arange(8) - target[:, None]).abs()).clamp(min=0)  # linear interpolation: rows sum to 1
+    torch.testing.assert_close(distribution_focal(logits, target), F.cross_entropy(logits, dense, reduction="none"))
+
+
+def test_distribution_focal_is_least_where_the_mean_of_the_bins_is_the_target():
+    logits, target = torch.zeros(6, requires_grad=True), torch.tensor(3.3)
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        optimiser.zero_grad()
+        distribution_focal(logits, target).backward()
+        optimiser.step()
+    assert (logits.softmax(0) * torch.arange(6)).sum().item() == pytest.approx(3.3, abs=0.02)
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_varifocal_and_matchability_are_cross_entropies_of_their_own_weight_and_target(gamma):
+    p, t = LOG_P.double().exp(), TARGET.double()
+    log_q = log_of_one_minus(LOG_P.double())
+    torch.testing.assert_close(varifocal(LOG_P, TARGET).double(), t * -(t * p.log() + (1 - t) * log_q), rtol=2e-5, atol=1e-9)
+    soft = t**gamma
+    expected = -(soft * p.log() + (1 - soft) * log_q)
+    torch.testing.assert_close(matchability(LOG_P, TARGET, gamma).double(), expected, rtol=2e-5, atol=1e-9)
+
+
+def test_matchability_pulls_a_poor_match_harder_than_varifocal():
+    poor, log_p = torch.tensor(0.1), torch.tensor(-6.0, requires_grad=True)
+    slopes = [torch.autograd.grad(loss, log_p)[0].item() for loss in (matchability(log_p, poor, 1.0), varifocal(log_p, poor))]
+    assert slopes[0] == pytest.approx(10 * slopes[1], rel=1e-4)
+    assert slopes[0] < 0
+
+
+@pytest.mark.parametrize("beta", [0.11, 1.0])
+def test_smooth_l1_is_torchs(beta):
+    values = torch.linspace(-3, 3, 61, requires_grad=True)
+    targets = torch.zeros(61)
+    ours, torchs = smooth_l1(values, targets, beta), F.smooth_l1_loss(values, targets, beta=beta, reduction="none")
+    torch.testing.assert_close(ours, torchs)
+    slopes = [torch.autograd.grad(loss.sum(), values)[0] for loss in (ours, torchs)]
+    torch.testing.assert_close(*slopes)

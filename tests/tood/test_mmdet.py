@@ -33,7 +33,7 @@ def detector():
 
 def test_names_go_there_and_back(detector):
     state = detector.state_dict()
-    theirs = to_mmdet(state)
+    theirs = to_mmdet(state, "TOODHead")
     assert {"bbox_head.inter_convs.1.gn.weight", "neck.fpn_convs.4.conv.bias", "bbox_head.scales.4.scale"} <= set(theirs)
     back = from_mmdet(theirs)
     assert back.keys() == state.keys()
@@ -41,17 +41,19 @@ def test_names_go_there_and_back(detector):
 
 
 def test_a_head_comes_without_its_prefix(detector):
-    theirs = {name.removeprefix("bbox_head."): v for name, v in to_mmdet(detector.state_dict()).items() if "bbox_head" in name}
+    theirs = {
+        name.removeprefix("bbox_head."): v for name, v in to_mmdet(detector.state_dict(), "TOODHead").items() if "bbox_head" in name
+    }
     assert theirs["scales.0.scale"].shape == ()
     detector.head.load_state_dict({name.removeprefix("head."): v for name, v in from_mmdet(theirs).items()})
 
 
 def test_unknown_names_are_all_listed():
-    state = {"backbone.conv1.weight": torch.zeros(1), "bbox_head.gfl_cls.bias": torch.zeros(1), "mask_head.x": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"bbox_head\.gfl_cls\.bias, mask_head\.x"):
+    state = {"backbone.conv1.weight": torch.zeros(1), "bbox_head.sabl_cls.bias": torch.zeros(1), "mask_head.x": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"bbox_head\.sabl_cls\.bias, mask_head\.x"):
         from_mmdet(state)
     with pytest.raises(CheckpointError, match=r"head\.odd\.weight"):
-        to_mmdet({"head.odd.weight": torch.zeros(1)})
+        to_mmdet({"head.odd.weight": torch.zeros(1)}, "TOODHead")
 
 
 def test_a_missing_level_is_an_error():
@@ -79,6 +81,7 @@ def test_prediction_settings_keep_their_meaning():
         "max_detections": 9,
         "min_size": 3,
         "clip": False,
+        "score_voting": False,
     }
 
 
@@ -86,11 +89,9 @@ def test_prediction_settings_keep_their_meaning():
     ("part", "change", "where"),
     [
         ("backbone", {"frozen_stages": 0}, "frozen_stages"),
-        ("backbone", {"style": "caffe"}, "backbone.style"),
-        ("backbone", {"dcn": {"type": "DCNv2"}}, "backbone.dcn"),
-        ("neck", {"add_extra_convs": "on_input"}, "neck.add_extra_convs"),
-        ("bbox_head", {"num_dcn": 2}, "bbox_head.num_dcn"),
-        ("bbox_head", {"type": "GFLHead"}, "bbox_head.type"),
+        ("neck", {"add_extra_convs": "on_lateral"}, "neck.add_extra_convs"),
+        ("bbox_head", {"num_dcn": 3}, "bbox_head.num_dcn"),
+        ("bbox_head", {"type": "SABLHead"}, "bbox_head.type"),
         ("bbox_head", {"loss_cls": {"type": "QualityFocalLoss", "loss_weight": 2.0}}, "loss_cls.loss_weight"),
         ("bbox_head", {"anchor_generator": {"octave_base_scale": 4}}, "octave_base_scale"),
         ("bbox_head", {"train_cfg": {"allowed_border": 0}}, "allowed_border"),

@@ -5,12 +5,15 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import generalized_box_iou
 
+from tood.config import build
 from tood.data.targets import Targets, boxes_of, labels_of, pad_targets
-from tood.head import DenseHead, Predictions
+from tood.detectors import ModelConfig, build_detector
+from tood.head import DenseHead
 from tood.losses import centerness
 from tood.objectives import parts
 from tood.objectives.atss import ATSS
 from tood.objectives.task_aligned import TaskAligned
+from tood.predictions import Predictions
 from tood.priors import make_priors
 
 SIZES = ((8, 8), (4, 4), (2, 2), (1, 1), (1, 1))
@@ -52,7 +55,7 @@ def test_task_aligned_is_quality_focal_to_t_hat_and_giou_weighted_by_it():
 
 
 def test_atss_is_focal_loss_and_giou_weighted_by_centerness():
-    predictions, objective = make_predictions(), ATSS(focal_alpha=0.3, focal_gamma=1.5, box_weight=3.0)
+    predictions, objective = make_predictions(), ATSS(count_empty=False, focal_alpha=0.3, focal_gamma=1.5, box_weight=3.0)
     owner = objective.assign(predictions, OBJECTS, EVERYWHERE, 0).object
     positives = (owner >= 0).sum()
     assert positives > 3
@@ -67,7 +70,7 @@ def test_atss_is_focal_loss_and_giou_weighted_by_centerness():
 
 
 def test_the_phase_changes_exactly_at_warmup_epochs():
-    predictions, warmup = make_predictions(), ATSS(topk=4)
+    predictions, warmup = make_predictions(), ATSS(topk=4, count_empty=False)
     objective = TaskAligned(warmup_epochs=2, warmup=warmup)
     runs = [objective.losses(predictions, OBJECTS, EVERYWHERE, epoch) for epoch in range(4)]
     assert runs[0] == runs[1] == warmup.losses(predictions, OBJECTS, EVERYWHERE, 0)
@@ -78,7 +81,9 @@ def test_the_phase_changes_exactly_at_warmup_epochs():
 
 def make_head(box: str) -> DenseHead:
     torch.manual_seed(0)
-    return DenseHead(in_channels=8, channels=8, layers=2, groups=2, num_classes=K, tower="t_head", box=box, aligner="both")
+    prior = "point" if box == "distance" else "anchor"
+    small = {"channels": 8, "layers": 2, "groups": 2, "backbone": {"depth": 18}, "neck": {"channels": 8}}
+    return build_detector(build(ModelConfig, {"box": box, "prior": prior, **small}), K).head
 
 
 def train_head(head: DenseHead, objective, epoch: int, targets: Targets = OBJECTS) -> dict[str, torch.Tensor]:
@@ -98,7 +103,7 @@ def test_every_parameter_of_the_head_learns(objective, epoch, box):
         if name.endswith(("attention.0.bias", "reduce.bias")):
             torch.nn.init.ones_(parameter)
     with torch.no_grad():
-        head.boxes.bias.add_(1.0 if box == "distance" else 0.0)  # boxes large enough to meet the objects
+        head.predictor.boxes.bias.add_(1.0 if box == "distance" else 0.0)  # boxes large enough to meet the objects
     train_head(head, objective, epoch)
     assert [n for n, p in head.named_parameters() if not p.grad.abs().sum() > 0] == []
 
@@ -110,8 +115,8 @@ def test_without_objects_scores_fall_and_boxes_rest(objective, epoch, targets):
     losses = train_head(head, objective, epoch, targets)
     assert losses["loss_cls"] > 0
     assert losses["loss_box"] == 0
-    assert (head.classes.bias.grad > 0).all()
-    assert not head.boxes.bias.grad.any()  # there, and 0: other ranks may have objects
+    assert (head.predictor.classes.bias.grad > 0).all()
+    assert not head.predictor.boxes.bias.grad.any()  # there, and 0: other ranks may have objects
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 
@@ -119,7 +124,7 @@ def test_without_objects_scores_fall_and_boxes_rest(objective, epoch, targets):
 @pytest.mark.parametrize("raw", [30.0, 90.0, 1e30])
 def test_overflowed_boxes_leave_losses_and_gradients_finite(objective, epoch, raw):
     head = make_head("distance")
-    torch.nn.init.constant_(head.boxes.bias, raw)
+    torch.nn.init.constant_(head.predictor.boxes.bias, raw)
     losses = train_head(head, objective, epoch)
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tood.config import TrainConfig
+from tood.deformable import ModulatedDeformableConv
 from tood.optimisation import (
     AveragedWeights,
     base_rate,
@@ -18,6 +19,7 @@ from tood.optimisation import (
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
+    set_rate,
 )
 
 RECORDED = {
@@ -49,6 +51,8 @@ def test_the_first_steps_warm_up_in_a_line_that_ends_at_the_full_rate():
     assert [learning_rate(config, step, 100) for step in (0, 5, 10, 11)] == pytest.approx([0.5, 0.75, 1.0, 1.0])
     assert learning_rate(replace(config, warmup_steps=1), 0, 100) == pytest.approx(0.5)
     assert learning_rate(replace(config, warmup_steps=0), 0, 100) == pytest.approx(1.0)
+    constant = replace(config, warmup="constant")
+    assert [learning_rate(constant, step, 100) for step in (0, 5, 10, 11)] == pytest.approx([0.5, 0.5, 0.5, 1.0])
 
 
 def test_cosine_falls_by_the_step_from_the_full_rate_to_none():
@@ -145,3 +149,19 @@ def test_only_trainable_parameters_are_optimised_and_all_of_them_decay():
     (group,) = make_optimizer(model, TrainConfig(weight_decay=0.25, momentum=0.8)).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
     assert (group["weight_decay"], group["momentum"]) == (0.25, 0.8)
+
+
+def test_biases_of_convolutions_may_learn_faster_and_not_decay():
+    """mmdetection's paramwise_cfg of FCOS and VFNet: neither norms nor the offsets of deformable convolutions are meant."""
+    model = small()
+    model.deformable = ModulatedDeformableConv(2, 3, bias=True)
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.25, bias_lr=2, bias_decay=0))
+    others, biases = optimizer.param_groups
+    assert [id(p) for p in biases["params"]] == [id(model.convolution.bias), id(model.deformable.bias)]
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for p in others["params"]} == trained - {id(p) for p in biases["params"]}
+    assert (others["weight_decay"], biases["weight_decay"]) == (0.25, 0)
+    set_rate(optimizer, 0.5)
+    assert (others["lr"], biases["lr"]) == (0.5, 1.0)
+    slower = make_optimizer(model, TrainConfig(weight_decay=0.25, bias_decay=0.5)).param_groups[1]
+    assert (slower["weight_decay"], slower["factor"]) == (0.125, 1.0)

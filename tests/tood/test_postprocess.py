@@ -1,11 +1,13 @@
 """Detections against a plain loop over points, classes and pairs of boxes."""
 
+import math
+
 import pytest
 import torch
 
 from tood.config import PredictConfig
-from tood.head import Predictions
 from tood.postprocess import class_wise_nms, detections
+from tood.predictions import FUSIONS, Predictions, Quality
 from tood.priors import make_priors
 
 PRIORS = make_priors(((6, 6), (3, 3), (2, 2), (1, 1), (1, 1)), torch.device("cpu"))
@@ -28,24 +30,48 @@ def slow_nms(candidates, limit):
     return kept
 
 
-def slow_detections(scores, boxes, size, scale, config):
-    """One image, plain lists: scores[p][k], boxes[p]."""
+def slow_pairs(scores, quality, fusion, config):
+    """(-confidence, p, k) of the pairs that are looked at, best first."""
     chosen, start = [], 0
     for count in PRIORS.counts:
-        level = [
-            (-scores[p][k], p, k) for p in range(start, start + count) for k in range(K) if scores[p][k] > config.score_threshold
-        ]
-        chosen += sorted(level)[: config.per_level]
+        level = range(start, start + count)
+        if fusion == "geometric_mean":  # the best priors of a level by their confidence
+            level = sorted(level, key=lambda p: (-max(math.sqrt(s * quality[p]) for s in scores[p]), p))[: config.per_level]
+            fused = [(-math.sqrt(scores[p][k] * quality[p]), p, k) for p in level for k in range(K)]
+            chosen += [pair for pair in fused if -pair[0] > config.score_threshold]
+        else:  # the best pairs of a level by their score
+            pairs = [(-scores[p][k], p, k) for p in level for k in range(K) if scores[p][k] > config.score_threshold]
+            chosen += sorted(pairs)[: config.per_level]
         start += count
+    if fusion == "product":
+        chosen = [(s * quality[p], p, k) for s, p, k in chosen]
+    return sorted(chosen)
+
+
+def slow_vote(score, box, label, candidates):
+    """PAA: the mean of all boxes of the class, weighted by score * exp(-(1 - IoU)^2 / 0.025), from an IoU above 0.01."""
+    total, weights = [0.0] * 4, 0.0
+    for other_score, other, other_label in candidates:
+        iou = iou_of(box, other)
+        if other_label == label and iou > 0.01:
+            weight = other_score * math.exp(-((1 - iou) ** 2) / 0.025)
+            total, weights = [t + weight * v for t, v in zip(total, other, strict=True)], weights + weight
+    return score, [t / weights for t in total], label
+
+
+def slow_detections(scores, boxes, size, scale, config, quality=None, fusion="none"):
+    """One image, plain lists: scores[p][k], boxes[p], quality[p]."""
     candidates = []
-    for negative, p, k in sorted(chosen):
+    for negative, p, k in slow_pairs(scores, quality, fusion, config):
         box = list(boxes[p])
         if config.clip:
             box = [min(max(v, 0), limit) for v, limit in zip(box, (size[1], size[0]) * 2, strict=True)]
         box = [v / s for v, s in zip(box, scale * 2, strict=True)]
         if min(box[2] - box[0], box[3] - box[1]) > config.min_size:
             candidates.append((-negative, box, k))
-    return slow_nms(candidates, config.nms_iou)[: config.max_detections]
+    kept = slow_nms(candidates, config.nms_iou) if config.nms else candidates
+    kept = kept[: config.max_detections]
+    return [slow_vote(*one, candidates) for one in kept] if config.score_voting else kept
 
 
 def make_predictions(seed: int, ties: bool = False) -> Predictions:
@@ -54,9 +80,11 @@ def make_predictions(seed: int, ties: bool = False) -> Predictions:
     if ties:
         scores = (scores * 4).ceil() / 5
     reach = torch.rand(2, N, 4, generator=generator) * 25 * torch.tensor([-1, -1, 1, 1])
-    return Predictions(scores.log(), PRIORS.centres.repeat(1, 2) + reach, PRIORS)
+    quality = Quality("iou", torch.randn(2, N, generator=generator))
+    return Predictions(scores.log(), PRIORS.centres.repeat(1, 2) + reach, PRIORS, quality)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -69,12 +97,15 @@ def make_predictions(seed: int, ties: bool = False) -> Predictions:
         {"nms_iou": 0.2},
         {"min_size": 12.0},
         {"clip": True},
+        {"score_voting": True, "nms_iou": 0.3},
+        {"score_voting": True, "per_level": 5, "max_detections": 4},
+        {"nms": False, "max_detections": 30},
         {"clip": True, "min_size": 8.0, "per_level": 20, "max_detections": 12, "score_threshold": 0.3},
     ],
 )
-def test_detections_are_the_plain_loop(options, ties):
+def test_detections_are_the_plain_loop(options, ties, fusion):
     predictions, config = make_predictions(3, ties), PredictConfig(**options)
-    found = detections(predictions, SIZES, SCALES, config)
+    found = detections(predictions, SIZES, SCALES, config, fusion)
     for i, image in enumerate(found):
         expected = slow_detections(
             predictions.log_scores[i].exp().tolist(),
@@ -82,11 +113,43 @@ def test_detections_are_the_plain_loop(options, ties):
             SIZES[i].tolist(),
             SCALES[i].tolist(),
             config,
+            predictions.quality.logits[i].sigmoid().tolist(),
+            fusion,
         )
         assert expected
         assert image["labels"].tolist() == [label for _, _, label in expected]
         torch.testing.assert_close(image["scores"], torch.tensor([score for score, _, _ in expected]))
         torch.testing.assert_close(image["boxes"], torch.tensor([box for _, box, _ in expected]))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_without_a_quality_branch_every_fusion_ranks_by_the_score(fusion):
+    """But for PAA's, which keeps the best priors of a level and not the best pairs: here all are kept."""
+    predictions = make_predictions(3)._replace(quality=None)
+    for one, other in zip(
+        detections(predictions, SIZES, SCALES, PredictConfig(), fusion),
+        detections(predictions, SIZES, SCALES, PredictConfig()),
+        strict=True,
+    ):
+        assert all(torch.equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
+
+
+def test_without_nms_the_one_to_one_predictor_speaks():
+    one = make_predictions(1)
+    both = make_predictions(0)._replace(one_to_one=one)
+    for nms, speaks in ((True, make_predictions(0)), (False, one)):
+        config = PredictConfig(nms=nms)
+        found, expected = detections(both, SIZES, SCALES, config), detections(speaks, SIZES, SCALES, config)
+        assert all(torch.equal(a[key], b[key]) for a, b in zip(found, expected, strict=True) for key in a)
+
+
+def test_a_box_that_nobody_overlaps_keeps_its_place_when_boxes_vote():
+    predictions = make_predictions(0)
+    predictions.boxes[:] = 500.0 * torch.arange(N).view(1, N, 1) + torch.tensor([0.0, 0, 30, 40])
+    plain, voted = (detections(predictions, SIZES, SCALES, PredictConfig(score_voting=voting)) for voting in (False, True))
+    for one, other in zip(plain, voted, strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"])
+        assert torch.equal(one["scores"], other["scores"])
 
 
 def test_boxes_without_area_or_inside_out_are_dropped():

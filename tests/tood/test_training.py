@@ -59,7 +59,7 @@ def test_a_seed_gives_the_same_bits_again_and_after_a_stop(data, folder, ema, ep
     own = {k.removeprefix("weights."): v for k, v in kept.tensors.items() if k.startswith("weights.")}
     assert own.keys() == (kept.weights.keys() if ema else set())
     if ema:
-        assert not torch.equal(own["head.classes.weight"], kept.weights["head.classes.weight"])
+        assert not torch.equal(own["head.predictor.classes.weight"], kept.weights["head.predictor.classes.weight"])
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed(data, folder):
@@ -68,13 +68,15 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(data, folder):
         train(recipe(data, seed=1), folder / "other", resume=folder / "run/epoch_0001")
     assert not (folder / "other").exists()
     train(recipe(data, seed=1), folder / "seed", stop_after=1)
-    assert not torch.equal(weights(folder / "seed")["head.boxes.weight"], weights(folder / "run")["head.boxes.weight"])
+    assert not torch.equal(
+        weights(folder / "seed")["head.predictor.boxes.weight"], weights(folder / "run")["head.predictor.boxes.weight"]
+    )
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(data, folder):
     train(recipe(data), folder / "run", stop_after=1)
     model = load_model(folder / "run/epoch_0001")
-    model.weights["head.classes.weight"][:] = float("nan")
+    model.weights["head.predictor.classes.weight"][:] = float("nan")
     save_model(folder / "broken", model.weights, model.info)
     with pytest.raises(DivergedError, match=r"epoch 1, step 1: training has diverged \(loss cls nan, .*train\.lr"):
         train(recipe(data, init=str(folder / "broken")), folder / "diverged")

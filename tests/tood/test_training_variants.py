@@ -62,13 +62,13 @@ def test_a_model_of_other_classes_is_a_start_and_what_was_kept_is_reported(data,
     config = recipe(other, init=str(folder / "run/epoch_0001"), lr=0.0)
     train(config, folder / "tuned", stop_after=1, on_start=lambda train_data, val_data, loaded: reported.append(loaded))
     assert reported[0].shared_classes == ("green", "blue")
-    assert set(reported[0].skipped) == {"head.classes.weight", "head.classes.bias"}
+    assert set(reported[0].skipped) == {"head.predictor.classes.weight", "head.predictor.classes.bias"}
     assert "but for the classes green, blue" in reported[0].line()
     before, after = weights(folder / "run"), weights(folder / "tuned")
-    assert after["head.classes.weight"].shape[0] == 4
-    assert torch.equal(after["head.classes.weight"][1:3], before["head.classes.weight"][1:3])
-    assert not torch.equal(after["head.classes.weight"][0], before["head.classes.weight"][0])
-    assert torch.equal(after["head.boxes.weight"], before["head.boxes.weight"])
+    assert after["head.predictor.classes.weight"].shape[0] == 4
+    assert torch.equal(after["head.predictor.classes.weight"][1:3], before["head.predictor.classes.weight"][1:3])
+    assert not torch.equal(after["head.predictor.classes.weight"][0], before["head.predictor.classes.weight"][0])
+    assert torch.equal(after["head.predictor.boxes.weight"], before["head.predictor.boxes.weight"])
 
     shutil.rmtree(folder / "run")  # a resumed run needs its own checkpoint alone
     train(config, folder / "tuned", resume=folder / "tuned/epoch_0001", stop_after=2)

@@ -3,6 +3,8 @@
 B images, G objects, N points, L levels, C = L * topk candidates an object.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ def assign_atss(
     topk: int,
     ignore_boxes: Tensor | None = None,
     ignore_share: float = 0.0,
+    measure: Callable[[Tensor], Tensor] | None = None,
 ) -> Assignment:
     """object_boxes [B, G, 4], object_valid bool [B, G], point_valid bool [B, N]; metric and target are 1 for positives.
 
@@ -31,6 +34,7 @@ def assign_atss(
     whose IoU is at least mean + standard deviation (n - 1) and whose centre lies inside are positives. Points of which more
     than ignore_share (IoF) lies in an ignore box [B, I, 4] are ignored, unless an object takes them for want of others on
     the level; ignore_share = 0 turns that off. An image without objects ignores nothing (mmdetection's rules).
+    `measure(points [B, G, C]) -> [B, G, C]`, not negative, takes the place of the anchors' IoU (DDOD).
     """
     (b, g), n = object_valid.shape, priors.centres.shape[0]
     ignored = None
@@ -41,7 +45,7 @@ def assign_atss(
     parts = [_nearest(priors, object_boxes[:, i : i + step], point_valid, ignored, topk) for i in range(0, max(g, 1), step)]
     points = torch.cat(parts, dim=1)
     usable = point_valid.unsqueeze(1).expand(b, g, n).gather(2, points)
-    iou = aligned_iou(priors.anchors[points], object_boxes.unsqueeze(2))
+    iou = aligned_iou(priors.anchors[points], object_boxes.unsqueeze(2)) if measure is None else measure(points)
     count = usable.sum(-1, keepdim=True)
     mean = (iou * usable).sum(-1, keepdim=True) / count
     deviation = (((iou - mean).square() * usable).sum(-1, keepdim=True) / (count - 1)).sqrt()

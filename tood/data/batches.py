@@ -27,6 +27,21 @@ MULTIPLE = 32  # batches are padded to a multiple of it: the stride of C5
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, of 0..255
 
 
+class Pixels(NamedTuple):
+    """What a backbone was trained to read: channels in which order, less `mean`, over `std` (of 0..255, in that order)."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool
+
+
+PIXELS = {
+    "rgb": Pixels(MEAN, STD, bgr=False),
+    "bgr": Pixels(MEAN[::-1], (1.0, 1.0, 1.0), bgr=True),  # Caffe's ResNets, with ImageNet's mean
+    "bgr_detectron": Pixels((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), bgr=True),  # the same, with Detectron's mean
+}
+
+
 class Batch(NamedTuple):
     images: Tensor  # u8 [B,3,H,W], in memory [B,H,W,3] as decoders write it; padded right and below with 0
     sizes: Tensor  # i64 [B,2] (height, width) of each resized image
@@ -39,18 +54,22 @@ class Batch(NamedTuple):
         return Batch(*(value.to(device, non_blocking=non_blocking) for value in self))
 
 
-def normalise(images: Tensor, sizes: Tensor) -> Tensor:
-    """(images - MEAN) / STD, then 0 in the padding. u8 or f32 [B,3,H,W], sizes [B,2] -> f32 [B,3,H,W], contiguous."""
-    mean, std = _statistics(images.device)
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True).sub_(mean).div_(std)
+def normalise(images: Tensor, sizes: Tensor, pixels: str = "rgb") -> Tensor:
+    """RGB images as the backbone reads them, then 0 in the padding. u8 or f32 [B,3,H,W], sizes [B,2] -> f32 [B,3,H,W], contiguous.
+
+    pixels: a key of PIXELS, backbone.pixels in a configuration.
+    """
+    mean, std = _statistics(images.device, pixels)
+    images = images.flip(1) if PIXELS[pixels].bgr else images
+    values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True).sub_(mean).div_(std)
     rows, columns = (torch.arange(n, device=images.device) for n in images.shape[2:])
     outside_rows, outside_columns = rows >= sizes[:, :1], columns >= sizes[:, 1:]  # [B,H], [B,W]
-    return pixels.masked_fill_((outside_rows[:, :, None] | outside_columns[:, None, :])[:, None], 0)
+    return values.masked_fill_((outside_rows[:, :, None] | outside_columns[:, None, :])[:, None], 0)
 
 
 @functools.cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+def _statistics(device: torch.device, pixels: str) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (PIXELS[pixels].mean, PIXELS[pixels].std))
     return mean, std
 
 

@@ -32,6 +32,7 @@ class ImageRecord(NamedTuple):
     boxes: np.ndarray  # f32 [G,4] xyxy px, inside the image, crowds included
     labels: np.ndarray  # i64 [G], 0-based
     crowd: np.ndarray  # bool [G]: a group of objects; never an object to learn
+    areas: np.ndarray | None = None  # f64 [G] as annotated: COCO's small, medium and large go by it
 
 
 @dataclass(frozen=True)
@@ -274,16 +275,17 @@ def _assemble(
     labels = np.array([label_of[a["category_id"]] for a in objects], dtype=np.int64)
     crowd = np.array([a.get("iscrowd", 0) for a in objects], dtype=bool)
     owners = np.array([a["image_id"] for a in objects], dtype=np.int64)
+    areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in objects], dtype=np.float64)
     ends = np.searchsorted(owners, image_ids, side="right").tolist()
     records, start = [], 0
     for image_id, end in zip(image_ids, ends, strict=True):
         e, part = image_of[image_id], slice(start, end)
         path = folder / e["file_name"]
-        records.append(ImageRecord(image_id, path, e["height"], e["width"], boxes[part], labels[part], crowd[part]))
+        of_image = (boxes[part], labels[part], crowd[part], areas[part])
+        records.append(ImageRecord(image_id, path, e["height"], e["width"], *of_image))
         start = end
 
     xywh = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
-    area = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in objects]  # COCO's small, medium and large go by it
     names = [name_of[c] for c in category_ids]
     digest = hashlib.sha256(json.dumps([names, category_ids], separators=(",", ":")).encode())
     sizes = [(r.image_id, r.height, r.width) for r in records]
@@ -293,7 +295,7 @@ def _assemble(
         ("<i8", labels),
         ("<i8", crowd),
         ("<f8", xywh),
-        ("<f8", area),
+        ("<f8", areas),
     ):
         values = (np.asarray(column) + 0).astype(kind)  # + 0: no negative zero
         digest.update(f"{values.shape}".encode() + values.tobytes())

@@ -1,7 +1,7 @@
 """ATSS: anchors picked by the statistics of their IoU; focal loss; GIoU weighted by centerness. Also TOOD's first epochs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -9,9 +9,9 @@ from tood.assign.atss import assign_atss
 from tood.assign.ownership import Assignment
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.head import Predictions
-from tood.losses import centerness, negative_focal, positive_focal
-from tood.objectives.parts import box_loss_sum, class_loss_sum, mean_over_ranks
+from tood.losses import BOX_LOSSES, centerness, negative_focal, positive_focal
+from tood.objectives.parts import at_least_one_an_image, box_sums, class_loss_sum, mean_over_ranks, quality_loss_sum
+from tood.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,13 @@ class ATSS:
     topk: int = bounded(9, 1, 1000)  # candidates a level
     focal_alpha: float = bounded(0.25, 0, 1)
     focal_gamma: float = bounded(2.0, 0, 10)
+    box_loss: Literal[tuple(BOX_LOSSES)] = "giou"
     box_weight: float = bounded(2.0, 0, 1000)
+    quality_weight: float = bounded(1.0, 0, 1000)  # of the branch beside the class, where there is one
     ignore_crowd: float = bounded(0.0, 0, 1)  # points of which more than this share lies in a crowd are left out; 0: off
+    count_empty: bool = True  # an image without positives counts as one in the normaliser (ATSS yes, TOOD's first epochs no)
+
+    FUSION: ClassVar[str] = "product"
 
     def assign(self, predictions: Predictions, targets: Targets, point_valid: Tensor, epoch: int) -> Assignment:
         return assign_atss(
@@ -50,6 +55,12 @@ class ATSS:
             lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
             lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
         )
-        box_sum = box_loss_sum(predictions, target_boxes, weight)
-        positives, weights = mean_over_ranks(positive.sum(), weight.sum())
-        return {"loss_cls": class_sum / positives, "loss_box": self.box_weight * box_sum / weights}
+        count = at_least_one_an_image(positive) if self.count_empty else positive.sum()
+        positives, weights = mean_over_ranks(count, weight.sum())
+        losses = {"loss_cls": class_sum / positives}
+        for name, total in box_sums(predictions, target_boxes, weight, BOX_LOSSES[self.box_loss], scale=self.box_weight).items():
+            losses[name] = total / weights
+        if predictions.quality is not None:
+            quality_sum = quality_loss_sum(predictions, target_boxes, positive)
+            losses["loss_quality"] = self.quality_weight * quality_sum / positives
+        return losses

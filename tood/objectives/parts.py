@@ -1,42 +1,101 @@
-"""Pieces that the objectives share: sparse positives over dense negatives, the box loss, normalisers over all ranks.
+"""Pieces that the objectives share: sparse positives over dense negatives, box and quality losses, normalisers over all ranks.
 
-B images, N points, K classes.
+B images, N priors, K classes, n bins of a distance.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from tood.head import Predictions
-from tood.losses import giou_loss
+from tood.boxes import aligned_iou, box_to_distance
+from tood.losses import binary_cross_entropy, centerness, distribution_focal, giou_loss
+from tood.predictions import Distribution, Predictions
+
+DFL_WEIGHT = 0.25  # of the distribution's loss beside the box loss (GFL)
 
 
-def mean_over_ranks(*sums: Tensor) -> list[Tensor]:
-    """Average scalars over the ranks of the process group, in one all-reduce and without a host sync; at least 1 each."""
+def mean_over_ranks(*sums: Tensor, at_least: float = 1.0) -> list[Tensor]:
+    """Average scalars over the ranks of the process group, in one all-reduce and without a host sync; `at_least` each."""
     packed = torch.stack([s.detach().float() for s in sums])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(packed)
         packed = packed / dist.get_world_size()
-    return list(packed.clamp(min=1).unbind())
+    return list(packed.clamp(min=at_least).unbind())
 
 
-def class_loss_sum(log_scores: Tensor, labels: Tensor, positive: Tensor, counted: Tensor, negative_loss, positive_loss) -> Tensor:
-    """Sum over points and classes of one loss for 0-targets and another for the point's own class.
+def at_least_one_an_image(positive: Tensor) -> Tensor:
+    """Positives of a batch, an image without any counting as one (the peer's anchor heads). positive bool [B, N]."""
+    return positive.sum(1).clamp(min=1).sum()
 
-    log_scores [B, N, K], labels int64 [B, N], positive and counted bool [B, N]; `negative_loss(log_p)` runs over
-    everything, `positive_loss(log_p of the label [B, N])` over points alone: no [B, N, K] target is ever made.
+
+def class_losses(
+    log_scores: Tensor,
+    labels: Tensor,
+    positive: Tensor,
+    negative_loss: Callable[[Tensor], Tensor],
+    positive_loss: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """[B, N]: summed over classes, one loss for 0-targets and another for the prior's own class.
+
+    log_scores [B, N, K], labels int64 [B, N], positive bool [B, N]; `negative_loss(log_p)` runs over everything,
+    `positive_loss(log_p of the label [B, N])` over priors alone: no [B, N, K] target is ever made.
     """
     own = log_scores.gather(2, labels.unsqueeze(-1)).squeeze(-1)
     everywhere = negative_loss(log_scores).sum(-1)
-    at_positives = torch.where(positive, positive_loss(own) - negative_loss(own), 0.0)
-    return torch.where(counted, everywhere + at_positives, 0.0).sum()
+    return everywhere + torch.where(positive, positive_loss(own) - negative_loss(own), 0.0)
 
 
-def box_loss_sum(predictions: Predictions, target_boxes: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weight * (1 - GIoU), in units of the stride; target_boxes [B, N, 4], weight [B, N], 0 where there is no object."""
-    strides = predictions.priors.strides.view(1, -1, 1)
+def class_loss_sum(log_scores: Tensor, labels: Tensor, positive: Tensor, counted: Tensor, negative_loss, positive_loss) -> Tensor:
+    """The sum of `class_losses` over the priors that are counted, bool [B, N]."""
+    return torch.where(counted, class_losses(log_scores, labels, positive, negative_loss, positive_loss), 0.0).sum()
+
+
+def box_losses(
+    boxes: Tensor, target_boxes: Tensor, strides: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = giou_loss
+) -> Tensor:
+    """[B, N] weight * loss in units of the stride. boxes, target_boxes [B, N, 4] px, weight [B, N], 0 where there is no object."""
+    unit = strides.view(1, -1, 1)
     used = (weight > 0).unsqueeze(-1)
-    target = torch.where(used, target_boxes / strides, 0.0)
-    # unused points read their target, so that an overflowed box there can never poison the sum with 0 * NaN
-    boxes = torch.where(used, predictions.boxes / strides, target)
-    return (giou_loss(boxes, target) * weight).sum()
+    target = torch.where(used, target_boxes / unit, 0.0)
+    # unused priors read their target, so that an overflowed box there can never poison the sum with 0 * NaN
+    return loss(torch.where(used, boxes / unit, target), target) * weight
+
+
+def box_sums(
+    predictions: Predictions,
+    target_boxes: Tensor,
+    weight: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = giou_loss,
+    *,
+    scale: float,
+    dfl_weight: float = DFL_WEIGHT,
+) -> dict[str, Tensor]:
+    """{"loss_box"}: the sum of `box_losses` times `scale`; for boxes read off distributions {"loss_dfl"} beside it."""
+    strides = predictions.priors.strides
+    sums = {"loss_box": scale * box_losses(predictions.boxes, target_boxes, strides, weight, loss).sum()}
+    if predictions.distribution is not None:
+        distances = box_to_distance(predictions.priors.centres, target_boxes) / strides.view(1, -1, 1)
+        sums["loss_dfl"] = dfl_weight * (_distribution_losses(predictions.distribution, distances, weight > 0) * weight).sum()
+    return sums
+
+
+def _distribution_losses(distribution: Distribution, distances: Tensor, used: Tensor) -> Tensor:
+    """[B, N] DFL averaged over the four sides; distances [B, N, 4] in strides."""
+    bins = distribution.logits.shape[-1] - 1
+    # the peer's margin: a target on the last bin would have no right neighbour
+    target = torch.where(used.unsqueeze(-1), distances / distribution.width, 0.0).clamp(0, bins - 0.1)
+    return distribution_focal(distribution.logits, target).mean(-1)
+
+
+def quality_loss_sum(predictions: Predictions, target_boxes: Tensor, positive: Tensor) -> Tensor:
+    """Cross-entropy of the quality branch with the centerness of the prior or the IoU of its box, over positives."""
+    kind, logits = predictions.quality
+    if kind == "centerness":
+        target = centerness(predictions.priors.centres, target_boxes)
+    else:
+        target = aligned_iou(predictions.boxes.detach(), target_boxes)
+    target = torch.where(positive, target, 0.0).clamp(0, 1)
+    return torch.where(positive, binary_cross_entropy(logsigmoid(logits), target), 0.0).sum()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tood.config import DataConfig
-from tood.data.batches import MEAN, STD, TrainLoader, TrainSampler, collate, eval_loader, normalise, stack_images
+from tood.config import BackboneConfig, DataConfig
+from tood.data.batches import MEAN, PIXELS, STD, TrainLoader, TrainSampler, collate, eval_loader, normalise, stack_images
 from tood.data.coco import CocoData, ImageRecord
 from tood.data.transforms import Sample
 from tood.errors import DataError
@@ -101,6 +102,27 @@ def test_normalise_then_pads():
     floats = stacked.float()
     assert torch.equal(normalise(floats, sizes), pixels)
     assert torch.equal(floats, before.float())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mean"), [("bgr", (103.53, 116.28, 123.675)), ("bgr_detectron", (102.9801, 115.9465, 122.7717))]
+)
+def test_backbones_from_caffe_read_blue_first_and_only_less_the_mean(pixels, mean):
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 30, 50), generator=draw, dtype=torch.uint8)
+    stacked, sizes = stack_images([image])
+    before = stacked.clone()
+    values = normalise(stacked, sizes, pixels)
+    assert torch.equal(stacked, before)
+    assert values.is_contiguous()
+    for channel, source in enumerate((2, 1, 0)):
+        torch.testing.assert_close(values[0, channel, :30, :50], image[source].float() - mean[channel])
+    assert not values[:, :, 30:].any()
+    assert not values[:, :, :, 50:].any()
+
+
+def test_every_kind_of_pixels_that_a_configuration_may_name_is_known():
+    assert set(get_args(get_type_hints(BackboneConfig)["pixels"])) == set(PIXELS)
 
 
 # -- the order of training -------------------------------------------------------------------------------------------
@@ -205,8 +227,9 @@ def test_loader_processes_give_the_same_batches_and_show_errors(data):
 TRAINER = """
 import os, sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 import numpy as np
-from tood.config import DataConfig
+from tood.config import BackboneConfig, DataConfig
 from tood.data.batches import TrainLoader
 from tood.data.coco import CocoData, ImageRecord
 

@@ -1,0 +1,76 @@
+"""RTMDet's dynamic soft label assignment: an object takes as many points as fit it, at the least cost.
+
+B images, G objects, N points, K classes, C candidates an object.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tood.assign.ownership import Assignment, smallest
+from tood.boxes import inside, pairwise_iou
+from tood.losses import binary_cross_entropy
+from tood.priors import Priors
+
+CHUNK = 1 << 22  # elements of the largest temporary (objects x points)
+CENTRE_RADIUS = 3.0  # strides from an object's centre at which the soft centre prior costs 1
+FAR = 1e8
+
+
+@torch.no_grad()
+def assign_soft_label(
+    log_scores: Tensor,
+    boxes: Tensor,
+    priors: Priors,
+    object_boxes: Tensor,
+    object_labels: Tensor,
+    object_valid: Tensor,
+    point_valid: Tensor,
+    *,
+    topk: int,
+    iou_weight: float,
+) -> Assignment:
+    """log_scores [B, N, K], boxes [B, N, 4], object_* [B, G, ...], point_valid bool [B, N].
+
+    cost = |u - s|^2 BCE(s, u) + iou_weight * -log u + 10^(distance / stride - radius); points outside every object are
+    out of the question. An object takes the k points of least cost, k the sum of its topk highest IoUs, at least 1. A
+    contested point goes to the object of least cost, ties to the lower index; equal costs to the lower point. target: u.
+    """
+    (b, g), n = object_valid.shape, point_valid.shape[1]
+    best = boxes.new_full((b, n), torch.inf)
+    owner = torch.full((b, n), -1, dtype=torch.int64, device=boxes.device)
+    owner_iou = boxes.new_zeros(b, n)
+    k = min(topk, n)
+    step = max(1, CHUNK // (b * n))
+    inside_any = torch.zeros(b, n, dtype=torch.bool, device=boxes.device)
+    for i in range(0, g, step):
+        part = slice(i, i + step)
+        within = inside(priors.centres, object_boxes[:, part].unsqueeze(2), margin=0.0)
+        inside_any |= (within & object_valid[:, part].unsqueeze(-1)).any(1)
+    for i in range(0, g, step):
+        part = slice(i, i + step)
+        target = object_boxes[:, part]
+        iou = pairwise_iou(target, boxes)
+        labels = object_labels[:, part].unsqueeze(2).expand(-1, -1, n)
+        log_s = log_scores.transpose(1, 2).gather(1, labels)
+        cost = (iou - log_s.exp()).square() * binary_cross_entropy(log_s, iou) - iou_weight * (iou + 1e-7).log()
+        middle = 0.5 * (target[..., :2] + target[..., 2:])
+        far = (priors.centres - middle.unsqueeze(2)).square().sum(-1).sqrt() / priors.strides - CENTRE_RADIUS
+        cost = cost + (math.log(10) * far.clamp(max=30.0)).exp()  # not pow, whose last bit depends on a number's place
+        usable = (inside_any & point_valid).unsqueeze(1) & object_valid[:, part].unsqueeze(-1)
+        # a box that is no number is out of the question, and counts for nothing
+        cost = cost.clamp(min=0, max=FAR).masked_fill(~usable, torch.inf).nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        points = smallest(cost, k)  # [B, G', k]
+        count = iou.masked_fill(~usable, 0.0).nan_to_num_(nan=0.0).topk(k, dim=-1).values.sum(-1).int().clamp(min=1)
+        costs = cost.gather(2, points)
+        wants = (torch.arange(k, device=boxes.device) < count.unsqueeze(-1)) & costs.isfinite()
+        wanted = torch.full_like(cost, torch.inf).scatter_(2, points, costs.masked_fill(~wants, torch.inf))
+        least = wanted.amin(1, keepdim=True)
+        first = (wanted == least).to(torch.uint8).argmax(1)
+        better = least.squeeze(1) < best
+        best = torch.where(better, least.squeeze(1), best)
+        owner = torch.where(better, first + i, owner)
+        owner_iou = torch.where(better, iou.gather(1, first.unsqueeze(1)).squeeze(1), owner_iou)
+    ones = (owner >= 0).float()
+    return Assignment(owner, owner_iou, ones, owner_iou)
