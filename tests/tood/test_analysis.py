@@ -11,15 +11,17 @@ import torch
 from tests.tiny import write_dataset
 from tests.tood import slow_analysis as slow
 from tests.tood.tiny_recipe import recipe as tiny_recipe
-from tood.analysis import ObjectFigures, analyse, by_size, figures_of
+from tood.analysis import ObjectFigures, analyse, by_size, figures_of, run
+from tood.config import build
 from tood.data.batches import normalise, stack_images
 from tood.data.coco import read_coco, read_split
 from tood.data.targets import pad_targets
 from tood.data.transforms import load_sample
-from tood.detectors import build_detector
+from tood.detectors import DETECTORS, ModelConfig, build_detector
 from tood.error_kinds import KINDS
 from tood.evaluation import coco_figures
 from tood.priors import inside_image
+from tood.task_alignment import confidence
 from tood.training import detect_all
 
 THRESHOLD = 0.011  # fresh weights say 0.01 of everything
@@ -105,6 +107,25 @@ def test_all_figures_equal_a_plain_recomputation(tiny):
         share = of_size["without_positive"] / len(rows) if rows else None
         assert of_size["share_without_positive"] == (share if share is None else pytest.approx(share))
     json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("row", ["atss", "paa", "retinanet"])
+def test_confidence_is_what_detections_are_ranked_by(tiny, row):
+    """A quality branch enters it, as a product (ATSS) or a mean (PAA); and several priors may share a place (RetinaNet)."""
+    _, data, recipe = tiny
+    torch.manual_seed(5)
+    backbone, neck = {"depth": 18}, DETECTORS[row].get("neck", {})
+    slim = {"layers": 1, "channels": 16, "groups": 0 if row == "retinanet" else 4}
+    model = build(ModelConfig, {"detector": row, **slim, "neck": {**neck, "channels": 16}, "backbone": backbone})
+    detector = build_detector(model, 3, replace(recipe.predict, score_threshold=0.0)).eval()
+    torch.nn.init.normal_(detector.head.predictor.classes.weight, std=0.2)
+    _, found = run(detector, data, recipe, lambda done, total: None)
+    same = detect_all(detector, data, recipe, torch.device("cpu"))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, same, strict=True))
+    for record in data.images[:2]:
+        predictions, *_ = dense(detector, recipe, record)
+        surest = found.scores[found.image_ids == record.image_id].max()
+        assert confidence(detector, predictions).max().exp().item() == pytest.approx(surest, rel=1e-5)
 
 
 def test_batches_do_not_change_a_figure_and_the_detector_is_left_as_it_was(tiny):

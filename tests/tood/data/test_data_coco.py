@@ -71,6 +71,11 @@ def test_reads_images_sorted_with_labels_from_zero(folder):
     assert check_images(data) == []
 
 
+def test_areas_are_those_annotated_or_else_the_boxes(folder):
+    data = read(folder, document())
+    assert [r.areas.tolist() for r in data.images] == [[16.0, 150.0, 64.0 * 48], []]
+
+
 def test_fingerprint_follows_content_not_order_or_place(folder, tmp_path):
     data = document()
     original = read(folder, data).fingerprint
