@@ -154,4 +154,8 @@ def test_every_published_figure_belongs_to_one_trial_of_its_sweep(name):
     trials = grid(check_space(config.space, config.search))
     assert len({experiment_of(values, trial).hash for trial in trials}) == len(trials)
     for cell in config.published:
-        assert sum(all(trial.get(key) == value for key, value in cell["at"].items()) for trial in trials) == 1
+        wanted = {}
+        for key, value in cell["at"].items():  # an axis of choices is named by its choice
+            axis = config.space.get(key)
+            wanted |= axis["choices"][value] if isinstance(axis, dict) and "choices" in axis else {key: value}
+        assert sum(all(trial.get(key) == value for key, value in wanted.items()) for trial in trials) == 1
