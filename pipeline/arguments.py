@@ -33,3 +33,13 @@ def number(kind: type, low: int, high: int) -> Callable[[str], float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number from {low} to {high}")
 
     return read
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """An argument's `type`: WIDTHxHEIGHT in multiples of 32, as images are padded to."""
+    width, cross, height = text.lower().partition("x")
+    if cross and width.isdecimal() and height.isdecimal():
+        sides = int(width), int(height)
+        if all(side % 32 == 0 and 32 <= side <= 8192 for side in sides):
+            return sides
+    raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in multiples of 32 up to 8192, such as 1280x800")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.arguments import Parser, number
+from pipeline.arguments import Parser, image_size, number
 from tood.errors import DataError, ToodError
 
 EXPERIMENT = "a shipped experiment's name (`tood experiments`) or a YAML file"
@@ -203,6 +203,21 @@ def _data_convert(options: argparse.Namespace) -> None:
     print(json.dumps(summary, default=lambda value: getattr(value, "_asdict", lambda: str(value))(), indent=1))
 
 
+def _cost(options: argparse.Namespace) -> None:
+    from pipeline.config import experiment_of, load_values
+    from tood.cost import count_cost
+
+    width, height = options.size
+    model = experiment_of(load_values(options.experiment, options.settings)).model
+    cost = count_cost(model, classes=options.classes, height=height, width=width)
+    if options.json:
+        print(json.dumps(cost._asdict()))
+        return
+    print(f"parameters  {cost.params:,}, of them trained {cost.trainable_params:,}, in the head {cost.head_params:,}")
+    print(f"GMAC        {cost.gmac:.2f}, of them in the head {cost.head_gmac:.2f}")
+    print(f"for {options.classes} classes and one image of {width} x {height}")
+
+
 def _experiments(options: argparse.Namespace) -> None:
     from pipeline.config import experiment_names, experiment_of, load_values
 
@@ -314,6 +329,13 @@ def _parser() -> Parser:
     added.add_argument("settings", nargs="*", metavar="key=value", help="such as output=runs")
     added.add_argument("--host", default="127.0.0.1")
     added.add_argument("--port", type=number(int, 1, 65_535), default=5000)
+
+    added = verb("cost", _cost, "a detector's parameters and multiply-accumulates, without building it in memory")
+    added.add_argument("experiment", help=EXPERIMENT)
+    added.add_argument("settings", nargs="*", metavar="key=value", help="such as model.detector=gfl model.backbone.depth=101")
+    added.add_argument("--size", type=image_size, default=(1280, 800), metavar="WIDTHxHEIGHT", help="of the image (default 1280x800)")
+    added.add_argument("--classes", type=number(int, 1, 100_000), default=80, help="that the head tells apart (default 80, COCO's)")
+    added.add_argument("--json", action="store_true")
 
     verb("experiments", _experiments, "list the shipped experiments")
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tood.detectors import ModelConfig, build_detector
-from tood.priors import make_priors
+from tood.priors import forget_priors
 
 HEIGHT, WIDTH = 800, 1280  # of the input that the papers report for
 COCO_CLASSES = 80
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
 
 def count_cost(config: ModelConfig, *, classes: int = COCO_CLASSES, height: int = HEIGHT, width: int = WIDTH) -> Cost:
     """Build the detector without memory and follow one image of height x width (multiples of 32) through it."""
-    make_priors.cache_clear()  # its tensors are real, and in here all must be without content ...
+    forget_priors()  # its tensors are real, and in here all must be without content ...
     try:
         with FakeTensorMode(), torch.no_grad():
             detector = build_detector(config, classes).eval()
@@ -43,7 +43,7 @@ def count_cost(config: ModelConfig, *, classes: int = COCO_CLASSES, height: int 
             pyramid, neck = _macs(lambda: detector.neck(features))
             _, head = _macs(lambda: detector.head(pyramid, features[0]))
     finally:
-        make_priors.cache_clear()  # ... and these must not get out
+        forget_priors()  # ... and these must not get out
     return Cost(
         params=_count(detector),
         trainable_params=sum(p.numel() for p in detector.parameters() if p.requires_grad),

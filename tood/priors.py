@@ -55,6 +55,11 @@ def _cached_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.devic
     return _make_priors(level_sizes, device, grid)
 
 
+def forget_priors() -> None:
+    """Empty the cache: what was made of tensors without content, or must not meet such, may not stay in it."""
+    _cached_priors.cache_clear()
+
+
 def _make_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device, grid: PriorGrid) -> Priors:
     shapes = torch.tensor(grid.shapes, dtype=torch.float32, device=device)  # [A, 2]
     centres, anchors, strides = [], [], []

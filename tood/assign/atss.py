@@ -46,6 +46,7 @@ def assign_atss(
     points = torch.cat(parts, dim=1)
     usable = point_valid.unsqueeze(1).expand(b, g, n).gather(2, points)
     iou = aligned_iou(priors.anchors[points], object_boxes.unsqueeze(2)) if measure is None else measure(points)
+    iou = iou.masked_fill(~usable, 0.0)  # a measure may know no number for them
     count = usable.sum(-1, keepdim=True)
     mean = (iou * usable).sum(-1, keepdim=True) / count
     deviation = (((iou - mean).square() * usable).sum(-1, keepdim=True) / (count - 1)).sqrt()
