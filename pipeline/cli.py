@@ -333,7 +333,7 @@ def _parser() -> Parser:
     added = verb("cost", _cost, "a detector's parameters and multiply-accumulates, without building it in memory")
     added.add_argument("experiment", help=EXPERIMENT)
     added.add_argument("settings", nargs="*", metavar="key=value", help="such as model.detector=gfl model.backbone.depth=101")
-    added.add_argument("--size", type=image_size, default=(1280, 800), metavar="WIDTHxHEIGHT", help="of the image (default 1280x800)")
+    added.add_argument("--size", type=image_size, default=(1280, 800), metavar="WIDTHxHEIGHT", help="default 1280x800")
     added.add_argument("--classes", type=number(int, 1, 100_000), default=80, help="that the head tells apart (default 80, COCO's)")
     added.add_argument("--json", action="store_true")
 

@@ -9,7 +9,11 @@ from pipeline.sweep import describe, make_plan
 from tood.detectors import DETECTORS
 
 PAPERS = [name for name in experiment_names() if name.startswith("paper/")]
-ALIASES = {"table4_alpha_beta": "tood_table4_alpha_beta", "m": "tood_m", "table6_head_and_assigner": "tood_table6_head_and_assigner"}
+ALIASES = {
+    "table4_alpha_beta": "tood_table4_alpha_beta",
+    "m": "tood_m",
+    "table6_head_and_assigner": "tood_table6_head_and_assigner",
+}
 
 
 def cells(name: str):

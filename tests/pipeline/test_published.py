@@ -72,7 +72,9 @@ class Trial:
 
 def test_the_live_table_shows_the_papers_figure_where_there_is_one():
     said = []
-    table = TrialTable("val/AP", said.append, describe=str, epochs=lambda t: t["e"], target=lambda t: 0.425 if t["e"] == 12 else None)
+    table = TrialTable(
+        "val/AP", said.append, describe=str, epochs=lambda t: t["e"], target=lambda t: 0.425 if t["e"] == 12 else None
+    )
     table.on_trial_complete(0, [], Trial("a", {"e": 12}, {"epoch": 12, "best": 0.4, "val/AP": 0.39}))
     table.on_trial_start(0, [], Trial("b", {"e": 18}))
     head, first, second = table.render().splitlines()

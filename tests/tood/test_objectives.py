@@ -121,7 +121,9 @@ def test_every_parameter_of_the_head_learns(case):
             nn.init.ones_(parameter)
     with torch.no_grad():
         for predictor in filter(None, (head.predictor, head.one_to_one)):
-            predictor.boxes.bias.add_({"distance": 1.0, "distance_px": 3.0, "distance_reach": -1.0}.get(choices.get("box", "distance"), 0.0))
+            predictor.boxes.bias.add_(
+                {"distance": 1.0, "distance_px": 3.0, "distance_reach": -1.0}.get(choices.get("box", "distance"), 0.0)
+            )
     train_head(head, objective, epoch)
     assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -196,7 +198,9 @@ def test_padding_rows_of_the_targets_change_no_loss(case):
     predictions = predictions_for(choices)
     here = everywhere(predictions.priors)
     rows = torch.tensor([0, 1, 0, 1])
-    padded = Targets(OBJECTS.boxes[:, rows], OBJECTS.labels[:, rows], OBJECTS.valid[:, rows] & torch.tensor([True, True, False, False]))
+    padded = Targets(
+        OBJECTS.boxes[:, rows], OBJECTS.labels[:, rows], OBJECTS.valid[:, rows] & torch.tensor([True, True, False, False])
+    )
     assert losses_of(objective, predictions, padded, here, epoch) == losses_of(objective, predictions, OBJECTS, here, epoch)
 
 
