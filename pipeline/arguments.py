@@ -23,6 +23,22 @@ class Parser(argparse.ArgumentParser):
         raise ToodError(f"{message}; see `{self.prog} --help`")
 
 
+class Verbs:
+    """Where verbs are added: the command itself, or a group of it such as `tood data`."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        self._parsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(self, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        """A verb that `run` does; its arguments are for the caller to add."""
+        added = self._parsers.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    def group(self, name: str, text: str) -> "Verbs":
+        return Verbs(self._parsers.add_parser(name, help=text, description=text))
+
+
 def number(kind: type, low: int, high: int) -> Callable[[str], float]:
     """An argument's `type`: a number of a kind from `low` to `high`."""
 

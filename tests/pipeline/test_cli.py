@@ -9,9 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import cli
 from pipeline.cli import main
 from pipeline.config import experiment_of, load_values
+from pipeline.verbs import experiments
 from tests.tiny import COLOURS, write_experiment
 from tood.checkpoint import ModelInfo, save_model
 from tood.config import identity
@@ -147,13 +147,13 @@ def test_what_the_command_returns(monkeypatch, capsys):
 
         return run
 
-    monkeypatch.setattr(cli, "_experiments", ends(KeyboardInterrupt()))
+    monkeypatch.setattr(experiments, "_experiments", ends(KeyboardInterrupt()))
     assert main(["experiments"]) == 130
     assert "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "_experiments", ends(ToodError("what, where, what to do")))
+    monkeypatch.setattr(experiments, "_experiments", ends(ToodError("what, where, what to do")))
     assert main(["experiments"]) == 2
     assert capsys.readouterr().err == "error: what, where, what to do\n"
-    monkeypatch.setattr(cli, "_experiments", ends(AssertionError("a mistake of ours")))
+    monkeypatch.setattr(experiments, "_experiments", ends(AssertionError("a mistake of ours")))
     with pytest.raises(AssertionError):  # which must not look like the person's
         main(["experiments"])
     with pytest.raises(SystemExit) as left:
