@@ -2,7 +2,7 @@
 
 import os
 
-# Ray reads these when it is imported, so they are set before anything here imports it; a person's own settings win.
+# Ray and MLflow read these when they are imported, so they are set before anything here imports it; a person's own settings win.
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll; Ray's own is 2 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every progress line appears twice
@@ -11,5 +11,6 @@ for _name, _value in {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without evaluation report no AP
     "RAY_AIR_NEW_OUTPUT": "0",  # the table of trials is ours
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere unasked
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }.items():
     os.environ.setdefault(_name, _value)

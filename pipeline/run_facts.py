@@ -65,7 +65,8 @@ _SECRET_VARIABLE = re.compile(r"(?:SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|ACCES
 
 def redact(text: str) -> str:
     """`text` with *** for credentials: known forms of keys and tokens, and the values of this process's own secrets."""
-    own = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name.upper()) and len(value) >= 8}
+    names = [name for name in list(os.environ) if _SECRET_VARIABLE.search(name.upper())]  # other threads may add and remove some
+    own = {value for value in map(os.environ.get, names) if value and len(value) >= 8}
     for value in sorted(own, key=len, reverse=True):
         text = text.replace(value, "***")
     for pattern, replacement in _SECRETS:

@@ -217,7 +217,9 @@ def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
     epochs = metrics.get("epoch", 0)
     status = "FAILED" if result.error else "FINISHED" if epochs >= experiment.train.epochs else "STOPPED"
     told = describe(experiment.sweep.space, values)
-    tracked = Run.open(site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}", told[:200], {"tood.outcome": status.lower()})
+    run = site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}"
+    tracked = Run.find(*run) or Run.open(*run, name=told[:200])  # it may have failed before it had one
+    tracked.tags({"tood.outcome": status.lower()})
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
     best = metrics.get("best")
     return Trial(

@@ -80,23 +80,29 @@ class Run:
     @classmethod
     def open(cls, uri: str, experiment_id: str, identity: str, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
         """The experiment's run with this identity, made if need be, in status RUNNING. `tags` are set either way."""
-        if not re.fullmatch(r"[\w.:/@-]+", identity):
-            raise TrackingError(f"run identity {identity!r}: use letters, digits and . _ - : / @ only")
+        run = cls.find(uri, experiment_id, identity)
         client = mlflow_client(uri)
         with explained(f"run {name!r} of MLflow at {redact(uri)}"):
-            found = client.search_runs(
+            if run:
+                client.update_run(run.run_id, status="RUNNING")
+            else:
+                run = cls(uri, client.create_run(experiment_id, tags={IDENTITY: identity}, run_name=name).info.run_id)
+        run.tags(tags or {})
+        return run
+
+    @classmethod
+    def find(cls, uri: str, experiment_id: str, identity: str) -> "Run | None":
+        """The experiment's run with this identity as it stands, if there is one."""
+        if not re.fullmatch(r"[\w.:/@-]+", identity):
+            raise TrackingError(f"run identity {identity!r}: use letters, digits and . _ - : / @ only")
+        with explained(f"run {identity!r} of MLflow at {redact(uri)}"):
+            found = mlflow_client(uri).search_runs(
                 [experiment_id],
                 f"tags.`{IDENTITY}` = '{identity}'",
                 max_results=1,
                 order_by=["attributes.start_time ASC"],
             )
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                run = cls(uri, found[0].info.run_id)
-            else:
-                run = cls(uri, client.create_run(experiment_id, tags={IDENTITY: identity}, run_name=name).info.run_id)
-        run.tags(tags or {})
-        return run
+        return cls(uri, found[0].info.run_id) if found else None
 
     @classmethod
     def attach(cls, uri: str, run_id: str) -> "Run":
@@ -201,12 +207,15 @@ class Run:
     def finish(self, status: str = "FINISHED") -> None:
         """Deliver what is kept back and end the run: FINISHED, FAILED or KILLED.
 
-        Raises TrackingError, except where the run failed anyway: the reason for that must not be lost behind another.
+        A run that has ended so already keeps the time it ended at. Raises TrackingError, except where the run failed
+        anyway: the reason for that must not be lost behind another.
         """
         try:
             self.deliver()
             with explained(f"end of run {self.run_id}"):
-                mlflow_client(self.uri).set_terminated(self.run_id, status)
+                client = mlflow_client(self.uri)
+                if client.get_run(self.run_id).info.status != status:
+                    client.set_terminated(self.run_id, status)
         except TrackingError as error:
             if status == "FINISHED":
                 raise

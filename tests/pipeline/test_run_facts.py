@@ -1,4 +1,6 @@
+import os
 import subprocess
+import threading
 
 import pytest
 
@@ -100,3 +102,21 @@ def test_environment_names_commit_and_changes(tmp_path, monkeypatch):
     assert {"version.python", "version.torch", "version.ray", "version.mlflow"} <= tags.keys()
     (tmp_path / "a.txt").write_text("2")
     assert environment_tags()["git.dirty"] == "yes"
+
+
+def test_other_threads_may_change_the_environment_meanwhile(monkeypatch):
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            os.environ["PASSING_TOKEN"] = "plainlooking-value"
+            os.environ.pop("PASSING_TOKEN", None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(3000):
+            redact("text")
+    finally:
+        done.set()
+        thread.join()

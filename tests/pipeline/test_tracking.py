@@ -237,6 +237,18 @@ def test_status(status, uri, client, experiment):
     assert client.get_run(run.run_id).info.status == status
 
 
+def test_a_run_ends_once(uri, client, experiment):
+    run = Run.open(uri, experiment, "trial/1", "first")
+    run.finish()
+    ended = client.get_run(run.run_id).info.end_time
+    found = Run.find(uri, experiment, "trial/1")  # as a sweep does, long after its trials
+    found.finish()
+    assert (found.run_id, client.get_run(run.run_id).info.end_time) == (run.run_id, ended)
+    found.finish("FAILED")
+    assert client.get_run(run.run_id).info.status == "FAILED"
+    assert Run.find(uri, experiment, "trial/2") is None
+
+
 def test_runs_of_the_dead_are_killed(uri, client, experiment):
     def trial(name, sweep):
         return Run.open(uri, experiment, f"{sweep}/{name}", name, {tracking.SWEEP: sweep}).run_id
