@@ -4,15 +4,16 @@ BIN := .venv/bin
 RUNS ?= runs
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: install demo test test-system lint format lock ui clean
+.PHONY: install demo stack stack-down test test-system lint format lock ui clean
 
 install: .venv/.installed
 
 # The lock holds exact versions and no address, so that any index serves it. uv's cache makes a second install cheap.
+# Compiled at once: else each of the many processes of a sweep compiles torch and Ray for itself where it may not write.
 .venv/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -25,6 +26,13 @@ demo: install
 	@echo
 	@echo "look at:   $(RUNS)/demo/detections/*.png"
 	@echo "runs:      make ui   (then open the two links that the sweep printed)"
+
+# A cluster on this machine without containers: two Ray nodes, MLflow on PostgreSQL, an S3 server; infra/README.md says more.
+stack: install
+	$(BIN)/python -m infra.local.stack up --folder $(RUNS)/stack
+
+stack-down: install
+	$(BIN)/python -m infra.local.stack down --folder $(RUNS)/stack
 
 test: install
 	$(TEST) -m "not system" tests
