@@ -1,7 +1,6 @@
 """The live table: it is part of what Ray saves of a sweep."""
 
-import pickle
-
+from ray import cloudpickle
 from ray.experimental import tqdm_ray
 
 from pipeline.trial_table import TrialTable
@@ -10,4 +9,4 @@ from pipeline.trial_table import TrialTable
 def test_it_can_be_saved_after_ray_has_printed_a_workers_line():
     tqdm_ray.instance()  # what the first line of a worker does, often before the sweep is saved
     table = TrialTable("val/AP", print, describe=str, epochs=len)
-    assert pickle.loads(pickle.dumps(table)).say is print
+    assert cloudpickle.loads(cloudpickle.dumps(table)).say is print
