@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -54,9 +53,6 @@ class Case:
             crowds = self.tensor(f"{prefix}gt_bboxes_ignore")
             targets = targets._replace(crowds=crowds.expand(count, *crowds.shape))
         return targets
-
-    def unsupported(self, why: str) -> None:
-        pytest.skip(f"not yet supported: {self.name}{f' {self.entry}' if self.entry else ''}: {why}")
 
     def close(self, what: str, ours: Any, theirs: Any, allowed: Any) -> None:
         """|ours - theirs| <= allowed (a number or an array) everywhere; shapes equal, no NaN."""

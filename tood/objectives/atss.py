@@ -9,8 +9,8 @@ from tood.assign.atss import assign_atss
 from tood.assign.ownership import Assignment
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.losses import BOX_LOSSES, centerness, negative_focal, positive_focal
-from tood.objectives.parts import at_least_one_an_image, box_sums, class_loss_sum, mean_over_ranks, quality_loss_sum
+from tood.losses import BOX_LOSSES, centerness
+from tood.objectives.parts import at_least_one_an_image, box_sums, class_loss_sum, focal_pair, mean_over_ranks, quality_loss_sum
 from tood.predictions import Predictions
 
 
@@ -52,8 +52,7 @@ class ATSS:
             labels_of(targets, found.object),
             positive,
             counted,
-            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
-            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+            *focal_pair(self.focal_alpha, self.focal_gamma),
         )
         count = at_least_one_an_image(positive) if self.count_empty else positive.sum()
         positives, weights = mean_over_ranks(count, weight.sum())

@@ -11,8 +11,8 @@ from tood.assign.ownership import Assignment
 from tood.boxes import aligned_iou
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.losses import binary_cross_entropy, negative_focal, positive_focal
-from tood.objectives.parts import at_least_one_an_image, box_losses, class_losses, mean_over_ranks
+from tood.losses import binary_cross_entropy
+from tood.objectives.parts import at_least_one_an_image, box_losses, class_losses, focal_pair, mean_over_ranks
 from tood.predictions import Predictions
 from tood.priors import STRIDES
 
@@ -77,8 +77,7 @@ class DDOD:
             predictions.log_scores,
             labels_of(targets, classes.object),
             owned[0],
-            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
-            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+            *focal_pair(self.focal_alpha, self.focal_gamma),
         )
         class_sum = torch.where(point_valid, class_loss * class_weight, 0.0).sum()
         target_boxes = boxes_of(targets, boxes.object)

@@ -9,8 +9,8 @@ from tood.assign.center import assign_center
 from tood.assign.ownership import Assignment
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.losses import BOX_LOSSES, centerness, negative_focal, positive_focal
-from tood.objectives.parts import box_sums, class_loss_sum, mean_over_ranks, quality_loss_sum
+from tood.losses import BOX_LOSSES, centerness
+from tood.objectives.parts import box_sums, class_loss_sum, focal_pair, mean_over_ranks, quality_loss_sum
 from tood.predictions import Predictions
 
 
@@ -41,8 +41,7 @@ class FCOS:
             labels_of(targets, found.object),
             positive,
             point_valid,
-            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
-            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+            *focal_pair(self.focal_alpha, self.focal_gamma),
         )
         count, weights = mean_over_ranks(positive.sum(), weight.sum(), at_least=1e-6)
         positives = count.clamp(min=1)

@@ -12,8 +12,8 @@ from tood.box_forms import BASE_REACH
 from tood.boxes import box_to_distance
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.losses import negative_focal, positive_focal, smooth_l1
-from tood.objectives.parts import class_loss_sum, mean_over_ranks
+from tood.losses import smooth_l1
+from tood.objectives.parts import class_loss_sum, focal_pair, mean_over_ranks
 from tood.predictions import Predictions
 
 FARTHEST = 16.0  # a distance is learnt within [1 / 16, 16] base edges
@@ -44,8 +44,7 @@ class FoveaBox:
             labels_of(targets, found.object),
             positive,
             point_valid,
-            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
-            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+            *focal_pair(self.focal_alpha, self.focal_gamma),
         )
         unit = BASE_REACH * priors.strides.unsqueeze(-1)
 

@@ -12,8 +12,7 @@ from tood.assign.probabilistic import split_by_loss
 from tood.boxes import aligned_iou
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.losses import negative_focal, positive_focal
-from tood.objectives.parts import box_losses, class_losses, mean_over_ranks, quality_loss_sum
+from tood.objectives.parts import box_losses, class_losses, focal_pair, mean_over_ranks, quality_loss_sum
 from tood.predictions import Predictions
 
 LEAST_WEIGHT = 1e-12
@@ -73,8 +72,7 @@ class PAA:
             predictions.log_scores,
             labels_of(targets, found.object),
             found.object >= 0,
-            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
-            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+            *focal_pair(self.focal_alpha, self.focal_gamma),
         )
 
     def _split(self, predictions: Predictions, targets: Targets, first: Assignment, class_loss: Tensor) -> Assignment:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tood.boxes import aligned_iou, box_to_distance
-from tood.losses import binary_cross_entropy, centerness, distribution_focal, giou_loss
+from tood.losses import binary_cross_entropy, centerness, distribution_focal, giou_loss, negative_focal, positive_focal
 from tood.predictions import Distribution, Predictions
 
 DFL_WEIGHT = 0.25  # of the distribution's loss beside the box loss (GFL)
@@ -51,6 +51,11 @@ def class_losses(
 def class_loss_sum(log_scores: Tensor, labels: Tensor, positive: Tensor, counted: Tensor, negative_loss, positive_loss) -> Tensor:
     """The sum of `class_losses` over the priors that are counted, bool [B, N]."""
     return torch.where(counted, class_losses(log_scores, labels, positive, negative_loss, positive_loss), 0.0).sum()
+
+
+def focal_pair(alpha: float, gamma: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The focal loss as `class_losses` wants it: of 0-targets, weighted by 1 - alpha, and of the own class, by alpha."""
+    return lambda log_p: (1 - alpha) * negative_focal(log_p, gamma), lambda log_p: alpha * positive_focal(log_p, gamma)
 
 
 def box_losses(

@@ -11,8 +11,7 @@ from tood.assign.ownership import Assignment
 from tood.boxes import box_to_delta
 from tood.config import bounded
 from tood.data.targets import Targets, boxes_of, labels_of
-from tood.losses import negative_focal, positive_focal
-from tood.objectives.parts import at_least_one_an_image, class_loss_sum, mean_over_ranks
+from tood.objectives.parts import at_least_one_an_image, class_loss_sum, focal_pair, mean_over_ranks
 from tood.predictions import Predictions
 
 
@@ -48,8 +47,7 @@ class RetinaNet:
             labels_of(targets, found.object),
             positive,
             point_valid & ~found.ignored,
-            lambda log_p: (1 - self.focal_alpha) * negative_focal(log_p, self.focal_gamma),
-            lambda log_p: self.focal_alpha * positive_focal(log_p, self.focal_gamma),
+            *focal_pair(self.focal_alpha, self.focal_gamma),
         )
         used, anchors = positive.unsqueeze(-1), predictions.priors.anchors
         target = box_to_delta(anchors, torch.where(used, boxes_of(targets, found.object), anchors), (1.0,) * 4)
