@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import plots_analysis as plots
+from pipeline.data.cache import cache_of, local_data
 from pipeline.detect import open_model, require_same_classes
-from pipeline.log_to import log_to
+from pipeline.plots import analysis as plots
+from pipeline.tracking.log_to import log_to
 from tood.analysis import SIZES, analyse, figures_of
 from tood.config import identity
 from tood.data.coco import read_split
@@ -27,7 +28,7 @@ def analyze_model(
     Written into the folder `target`: analysis.json, analysis.txt and three pictures. `name`: the model's, for a person.
     """
     model, recipe, detector = open_model(path, values)
-    data = read_split(recipe.data, "val")
+    data = read_split(local_data(recipe.data, cache_of(values), ["val"]), "val")
     require_same_classes(model, data)
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,18 @@
 
 import argparse
 import contextlib
+import shutil
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tood.errors import ToodError
 
 
 class Parser(argparse.ArgumentParser):
     """Raises ToodError for what it refuses; words of `settings` may stand on either side of an option."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **{"formatter_class": Help} | options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
         options, rest = self.parse_known_args(args, namespace)  # `rest`: argparse fills a list of words but once
@@ -23,11 +27,31 @@ class Parser(argparse.ArgumentParser):
         raise ToodError(f"{message}; see `{self.prog} --help`")
 
 
+class Help(argparse.HelpFormatter):
+    """Help of at most 100 columns, the explanations beside what they explain."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=min(100, shutil.get_terminal_size((100, 24)).columns))
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # whose own indentation argparse does not count
+            self._action_max_length += self._indent_increment
+
+
+def children(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The verbs below a command or a group, by name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
 class Verbs:
     """Where verbs are added: the command itself, or a group of it such as `tood data`."""
 
-    def __init__(self, parser: argparse.ArgumentParser):
-        self._parsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    def __init__(self, parser: argparse.ArgumentParser, title: str = "verbs", required: bool = True):
+        self._parsers = parser.add_subparsers(title=title, required=required, metavar="VERB")
 
     def add(self, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         """A verb that `run` does; its arguments are for the caller to add."""

@@ -1,21 +1,26 @@
 """The `tood` command. Each verb is a few lines around one function; heavy imports wait until their verb is used."""
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from pipeline.arguments import Parser, Verbs
-from pipeline.verbs import data, experiments, models, ui
+from pipeline.verbs import clusters, compare, completion, data, doctor, exchange, experiments, jobs, models, registry, ui
 from tood.errors import ToodError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb. 0: done; 1: some trials failed; 2: an error that the person can act on."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that open runs are closed
     for chatty in ("mlflow", "alembic", "ray.train", "ray.tune"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it would print tracebacks of errors that we explain
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
+        clusters.enter(options)
         return options.run(options) or 0
     except ToodError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -25,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(prog="tood", description="Experiments with one-stage object detection on Ray and MLflow.")
     verbs = Verbs(parser)
-    for group in (experiments, models, ui, data):
+    for group in (experiments, models, compare, exchange, registry, ui, data, jobs, doctor, completion):
         group.add_to(verbs)
+    clusters.offer(parser)
     return parser
 
 

@@ -59,11 +59,9 @@ def connected(config: RayConfig, needed_cpus: int, say=print) -> Iterator[None]:
 
 def gpus_per_worker(config: RayConfig) -> float:
     """As configured; by default a GPU each where the cluster has any."""
-    import ray
-
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return 1.0 if _within_reach("GPU") >= 1 else 0.0
 
 
 def concurrency(need: Demand, wanted: int) -> int:
@@ -72,15 +70,22 @@ def concurrency(need: Demand, wanted: int) -> int:
     Counted here because Ray Tune counts a trial's own process alone: with more trials than fit, their workers wait for each
     other for ever. Raises ClusterError where not even one fits.
     """
-    import ray
-
-    has = ray.cluster_resources()
-    fits = math.floor(has.get("CPU", 0) / need.cpus) if need.cpus else math.inf
+    cpus, gpus = _within_reach("CPU"), _within_reach("GPU")
+    fits = math.floor(cpus / need.cpus) if need.cpus else math.inf
     if need.gpus:
-        fits = min(fits, math.floor(has.get("GPU", 0) / need.gpus + 1e-9))
+        fits = min(fits, math.floor(gpus / need.gpus + 1e-9))
     if fits < 1:
         raise ClusterError(
-            f"one run needs {need.cpus} CPUs and {need.gpus:g} GPUs, the cluster has {has.get('CPU', 0):g} and "
-            f"{has.get('GPU', 0):g}; lower ray.workers, ray.cpus_per_worker or ray.gpus_per_worker, or add nodes"
+            f"one run needs {need.cpus} CPUs and {need.gpus:g} GPUs, the cluster has {cpus:g} and "
+            f"{gpus:g}; lower ray.workers, ray.cpus_per_worker or ray.gpus_per_worker, or add nodes"
         )
     return int(min(fits, wanted) if wanted else fits)
+
+
+def _within_reach(resource: str) -> float:
+    """What the cluster has of a resource, or can grow to: an idle cluster whose workers come with work has next to nothing."""
+    import ray
+    from ray._private.state import state  # Ray Train itself asks here; there is no public place
+
+    at_most = state.get_max_resources_from_cluster_config() or {}  # None without an autoscaler
+    return float(max(ray.cluster_resources().get(resource, 0), at_most.get(resource, 0)))

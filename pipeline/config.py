@@ -43,6 +43,7 @@ class TrackingConfig:
     uri: str = unhashed("")  # "": an SQLite file in the output folder
     experiment: str = unhashed("")  # "": the experiment's own name
     model: str = unhashed("")  # name in the model registry; "": the experiment's own name
+    licence: str = unhashed("")  # of the models that are registered, as their cards state it
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,20 @@ class StorageConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """Where a node keeps data that it fetched from an s3:// or https:// data.root."""
+
+    dir: str = unhashed("")  # "": $XDG_CACHE_HOME/tood/data, else ~/.cache/tood/data
+    max_gb: float = bounded(100, 0.001, 1e6, identity=False)  # of all data sets in it; the longest unused go first
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     search: Literal["grid", "random", "optuna"] = "grid"
     space: dict = unhashed(None)  # axes; see pipeline.space
     samples: int = bounded(1, 1, 1_000_000, identity=False)  # trials of random and optuna
     seed: int = bounded(0, 0, 2**31 - 1, identity=False)  # of the search
+    repeats: int = bounded(1, 1, 1000, identity=False)  # seeds of each trial, from train.seed on; ranked by their mean
     metric: Literal[METRICS] = unhashed("val/AP")
     scheduler: Literal["none", "asha"] = unhashed("none")
     grace_epochs: int = bounded(1, 1, 10_000, identity=False)  # asha: no trial is stopped before
@@ -86,6 +96,7 @@ class Experiment:
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = unhashed(TrackingConfig())
     storage: StorageConfig = unhashed(StorageConfig())
+    cache: CacheConfig = unhashed(CacheConfig())
     sweep: SweepConfig | None = unhashed(None)
 
     def check(self) -> None:

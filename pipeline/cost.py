@@ -2,6 +2,7 @@
 
 from pipeline import published
 from pipeline.config import experiment_of
+from pipeline.data.source import is_remote
 from pipeline.sweep import Plan, describe
 from tood.data.coco import read_split
 from tood.errors import DataError
@@ -26,6 +27,8 @@ def cost_of(plan: Plan) -> str:
     each = f"{experiment.ray.workers} workers of {experiment.ray.cpus_per_worker} CPUs"
     lines.append(f"{len(trials)} trials x {_span([t.train.epochs for t in trials])} epochs, {each}")
     try:
+        if is_remote(experiment.data.root):
+            raise DataError(f"{experiment.data.root} is fetched when the sweep starts")
         data = read_split(experiment.data, "train")
     except DataError as error:
         lines.append(f"the amount of work is not known here: {str(error).splitlines()[0]}")

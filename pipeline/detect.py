@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 
 from pipeline.config import merge as deep_merge
-from pipeline.registry import pull, resolve
-from tood.checkpoint import Model, load_into, load_model
+from pipeline.data.cache import cache_of, local_data
+from pipeline.registry.models import pull, resolve
+from tood.checkpoint import Model, load_model
 from tood.config import build, to_dict
 from tood.data.coco import CocoData, read_split
 from tood.data.transforms import decode
 from tood.detector import Detector
-from tood.detectors import build_detector
 from tood.draw import draw_detections
 from tood.errors import CheckpointError, DataError
 from tood.evaluation import Figures, coco_figures
 from tood.recipe import Recipe, recipe_of
 from tood.results import Detections, merge, results_from_predictions, write_results
+from tood.trained import detector_of
 from tood.training import detect_all
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -44,11 +45,9 @@ def open_model(path: Path, values: dict | None = None) -> tuple[Model, Recipe, D
     recipe = recipe_of(model.info.config)
     if values:
         changed = {key: values[key] for key in ("data", "predict") if key in values}
+        changed["data"] = {key: value for key, value in changed.get("data", {}).items() if key != "augment"}  # of training
         recipe = build(Recipe, deep_merge(to_dict(recipe), changed))
-    detector = build_detector(recipe.model, len(model.info.names), recipe.predict)
-    names = model.info.names
-    load_into(detector, model.weights, names_from=names, names=names, class_layers=detector.CLASS_LAYERS)
-    return model, recipe, detector.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model, recipe, detector_of(model, recipe).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def require_same_classes(model: Model, data: CocoData) -> None:
@@ -63,7 +62,7 @@ def require_same_classes(model: Model, data: CocoData) -> None:
 def evaluate_model(path: Path, values: dict, output: Path | None = None) -> tuple[Figures, Detections]:
     """COCO figures of a model on the val split that `values` describe; what they leave open is as the model was trained."""
     model, recipe, detector = open_model(path, values)
-    val_data = read_split(recipe.data, "val")
+    val_data = read_split(local_data(recipe.data, cache_of(values), ["val"]), "val")
     require_same_classes(model, val_data)
     found = detect_all(detector, val_data, recipe, next(detector.parameters()).device)
     if output is not None:
@@ -71,13 +70,14 @@ def evaluate_model(path: Path, values: dict, output: Path | None = None) -> tupl
     return coco_figures(val_data.annotations, found), found
 
 
-def predict(path: Path, images: Iterable[str], output: Path, threshold: float) -> list[dict]:
+def predict(path: Path, images: Iterable[str], output: Path, threshold: float, values: dict | None = None) -> list[dict]:
     """Draw detections on images and folders of images into `output`, with predictions.json in COCO's results form.
 
+    values: as in `open_model`.
     The images have no ids of their own: images.json in `output` says which id stands for which file.
     """
     files = image_files(images)
-    model, recipe, detector = open_model(path)
+    model, recipe, detector = open_model(path, values)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

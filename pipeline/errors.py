@@ -11,6 +11,10 @@ class MissingObjectError(StorageError):
     """There is no object under this key."""
 
 
+class ChangedObjectError(StorageError):
+    """The object is no longer the one that a reader began with."""
+
+
 class IntegrityError(StorageError):
     """Stored bytes are not the bytes that were promised."""
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pipeline.data.cache import cache_of, local_data
+from pipeline.data.source import is_remote
 from pipeline.detect import image_files, open_model, require_same_classes
-from pipeline.log_to import log_to
-from pipeline.plots_explain import explanation_picture
+from pipeline.plots.explanation import explanation_picture
+from pipeline.tracking.log_to import log_to
 from tood.checkpoint import Model
 from tood.data.coco import ImageRecord, read_split
 from tood.data.transforms import decode, load_sample, resize, resize_shape
@@ -108,9 +110,10 @@ def _records(files: Sequence[Path], opened: Sequence[Opened], values: Mapping[st
     config, found = opened[0].recipe.data, {}
     for split in ("val", "train"):
         missing = {file.resolve(): file for file in files if file not in found}
-        if split == "train" and (not missing or not (Path(config.root).expanduser() / config.train.annotations).is_file()):
+        there = is_remote(config.root) or (Path(config.root).expanduser() / config.train.annotations).is_file()
+        if split == "train" and not (missing and there):
             break
-        data = read_split(config, split)
+        data = read_split(local_data(config, cache_of(values), [split]), split)
         for model in opened:
             require_same_classes(model.model, data)
         of_path = {record.path.resolve(): record for record in data.images if record.path.name in {f.name for f in files}}

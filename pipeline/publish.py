@@ -4,16 +4,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import plots, published
-from pipeline.checkpoint_store import read_manifest
+from pipeline import published, repeats
 from pipeline.config import METRICS, Experiment, experiment_of, to_yaml
-from pipeline.mlflow_links import chart_url, compare_url, save_sweep_view
-from pipeline.registry import Version, publish
-from pipeline.run_facts import environment_tags
+from pipeline.plots import runs as plots
+from pipeline.registry.models import Version, publish
+from pipeline.reports.report import report_sweep
 from pipeline.site import Site, absolute
 from pipeline.space import cell_of, short_names
+from pipeline.storage.checkpoints import read_manifest
 from pipeline.sweep import Plan, Trial, describe
-from pipeline.tracking import SWEEP, Run, history
+from pipeline.tracking.facts import environment_tags
+from pipeline.tracking.links import chart_url, compare_url, point_to_sweep, save_sweep_view
+from pipeline.tracking.runs import SWEEP, Run, history
+from tood.errors import ToodError
 
 CURVES = 12  # most trials in a picture of learning curves
 
@@ -39,38 +42,52 @@ def register_best(
             "step": info["step"],
         },
         tags={f"hp.{name}": word for name, word in params.items()},
+        licence=experiment.tracking.licence,
     )
 
 
 def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], None] = print) -> Version | None:
-    """Register the best trial's best checkpoint; write the ranking, its pictures and the sweep's own MLflow run."""
+    """Register the best trial's best checkpoint; write the ranking, its pictures, the report and the sweep's own MLflow run.
+
+    With repeats the best configuration is the one with the best mean over its seeds, and its best seed is registered.
+    """
     experiment = absolute(experiment_of(plan.values))
     metric, axes, folder = experiment.sweep.metric, experiment.sweep.space, site.output / plan.sweep
+    count = experiment.sweep.repeats
     own = [name for name in (trials[0].params if trials else {}) if len({t.params.get(name) for t in trials}) > 1]
+    told = [name for name in own if count == 1 or name != "seed"]
+    groups = repeats.groups(trials, count)
     version = None
-    best = next((t for t in trials if t.best is not None), None)
+    best = next((g.lead for g in groups if g.mean is not None), None)
     if best is not None:
         version = register_best(
             site, experiment, prefix=best.prefix, value=best.best, metric=metric, run_id=best.run_id, params=best.params
         )
     rows = [
         {
-            "params": _told(axes, t, own),
-            "value": t.best,
-            "published": published.target(experiment.sweep, t.values),
+            "params": _told(axes, g.values, g.lead, told),
+            "value": g.mean,
+            "error": g.error,
+            "published": published.target(experiment.sweep, g.values),
         }
-        for t in trials
+        for g in groups
     ]
-    table = ranking(trials, rows, metric)
+    if count == 1:
+        table = ranking([g.lead for g in groups], rows, metric)
+    else:
+        table = repeats.table(groups, [row["params"] for row in rows], [row["published"] for row in rows], metric)
     ranked = plots.sweep_ranking(rows, metric)
     curves = plots.learning_curves(
-        {f"{i + 1}. {describe(axes, t.values)}": history(site.tracking, t.run_id, metric) for i, t in enumerate(trials[:CURVES])},
+        {
+            f"{i + 1}. {describe(axes, g.lead.values)}": history(site.tracking, g.lead.run_id, metric)
+            for i, g in enumerate(groups[:CURVES])
+        },
         metric,
     )
     ranked.savefig(folder / "ranking.png")
     curves.savefig(folder / "curves.png")
     (folder / "ranking.md").write_text(table)
-    beside = beside_the_paper(plan, site, experiment, trials)
+    beside = beside_the_paper(plan, site, experiment, groups)
     for name, text in beside.items():
         (folder / name).write_text(text)
     (folder / "results.json").write_text(json.dumps([t.__dict__ for t in trials], indent=1))
@@ -98,6 +115,12 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
         summary.tags({"tood.best_run": best.run_id, "tood.best_trial": best.id})
     summary.finish("FAILED" if failed else "FINISHED")
 
+    page = folder / "report.html"
+    try:
+        report_sweep(plan.sweep, site.tracking, page, quick=True)
+    except ToodError as error:  # the sweep is done whether or not its page is
+        say(f"no report: {error}")
+
     say(f"\n{table}")
     for name, text in beside.items():
         if name.endswith(".md"):
@@ -110,17 +133,18 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
     everywhere = [name for name in own if all(name in t.params for t in trials)]  # the view leaves out runs that lack one
     keys = [name for name in ("cell", "alpha", "beta", "m", "head") if name in everywhere] or everywhere
     view = save_sweep_view(site.tracking, site.experiment_id, keys, [metric, "val/AP50", "train/loss"])
+    point_to_sweep(site.tracking, site.experiment_id, plan.sweep, view, [t.run_id for t in trials])
     start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
-    say(f"pictures:  {folder}/ranking.png, curves.png")
+    say(f"pictures:  {folder}/ranking.png, curves.png" + (", report.html" if page.exists() else ""))
     say(f"curves:    {chart_url(site.ui, site.experiment_id, view)}{start}")
     say(f"compare:   {compare_url(site.ui, site.experiment_id, [t.run_id for t in trials])}")
     return version
 
 
-def _told(axes: dict[str, Any], trial: Trial, own: list[str]) -> dict[str, Any]:
-    """What a table says of a trial: its cell, or else the parameters in which the trials differ."""
-    if cell_of(axes, trial.values) is not None:
-        return short_names(axes, trial.values)
+def _told(axes: dict[str, Any], values: dict[str, Any], trial: Trial, own: list[str]) -> dict[str, Any]:
+    """What a table says of a trial with these values: its cell, or else the parameters in which the trials differ."""
+    if cell_of(axes, values) is not None:
+        return short_names(axes, values)
     return {name: trial.params[name] for name in own if name in trial.params} or {"trial": trial.id}
 
 
@@ -143,23 +167,28 @@ def ranking(trials: list[Trial], rows: list[dict[str, Any]], metric: str) -> str
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]) + "\n"
 
 
-def beside_the_paper(plan: Plan, site: Site, experiment: Experiment, trials: list[Trial]) -> dict[str, str]:
+def beside_the_paper(plan: Plan, site: Site, experiment: Experiment, groups: list[repeats.Group]) -> dict[str, str]:
     """{"published.md", "published.csv"}: every figure of the paper's table beside what was measured, in the table's order.
 
-    Empty for a sweep of no paper. Measured at each trial's best epoch.
+    Empty for a sweep of no paper. Measured at each trial's best epoch; with repeats, the mean over the seeds that have one.
     """
     sweep = experiment.sweep
     if not sweep.published and not sweep.out_of_scope:
         return {}
     order = {describe(sweep.space, values): place for place, values in enumerate(plan.trials or [])}
     rows = []
-    for trial in sorted(trials, key=lambda t: order.get(describe(sweep.space, t.values), len(order))):
-        theirs = published.figures_at(sweep, trial.values)
-        names = [f"val/{name}" for name in theirs if f"val/{name}" in METRICS] if trial.best is not None else []
-        histories = {name: dict(history(site.tracking, trial.run_id, name)) for name in names}
-        metrics = {name: points[trial.best_epoch] for name, points in histories.items() if trial.best_epoch in points}
-        ours = published.measured(experiment_of(plan.values, trial.values), metrics, list(theirs))
-        note = "" if trial.status == "FINISHED" else trial.status.lower()
-        rows.append(published.Row(short_names(sweep.space, trial.values), ours, theirs, note))
+    for group in sorted(groups, key=lambda g: min(order.get(describe(sweep.space, t.values), len(order)) for t in g.trials)):
+        theirs = published.figures_at(sweep, group.values)
+        names = [name for name in METRICS if name.removeprefix("val/") in theirs]
+        of_seeds: dict[str, list[float]] = {}
+        for trial in group.trials:
+            for name in names if trial.best is not None else []:
+                points = dict(history(site.tracking, trial.run_id, name))
+                if trial.best_epoch in points:
+                    of_seeds.setdefault(name, []).append(points[trial.best_epoch])
+        metrics = {name: sum(values) / len(values) for name, values in of_seeds.items()}
+        ours = published.measured(experiment_of(plan.values, group.values), metrics, list(theirs))
+        unfinished = sorted({t.status.lower() for t in group.trials} - {"finished"})
+        rows.append(published.Row(short_names(sweep.space, group.values), ours, theirs, ", ".join(unfinished)))
     rows += published.not_run(sweep)
     return {"published.md": published.markdown(rows), "published.csv": published.as_csv(rows)}

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from pipeline import cluster
 from pipeline.config import Experiment, experiment_of, to_yaml
-from pipeline.mlflow_links import chart_url
 from pipeline.publish import register_best
-from pipeline.registry import Version
-from pipeline.run_facts import environment_tags, flat_params
+from pipeline.registry.models import Version
+from pipeline.repeats import configuration_of
 from pipeline.site import absolute, prepare
-from pipeline.tracking import Run
+from pipeline.tracking.facts import environment_tags, flat_params
+from pipeline.tracking.links import chart_url
+from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, Run
 from pipeline.train import Address, Progress, fit
-from tood.config import to_dict
+from tood.config import identity, to_dict
 from tood.errors import ConfigError
 from tood.optimisation import describe_rate
 
@@ -35,7 +36,9 @@ def train_experiment(
         site.experiment_id,
         identity=run,
         name=run,
-        tags={"tood.kind": "train", "config_hash": experiment.hash} | environment_tags(),
+        tags={"tood.kind": "train", "config_hash": experiment.hash}
+        | {CONFIGURATION: configuration_of(identity(experiment))}
+        | environment_tags(),
     )
     params = flat_params(to_dict(experiment))
     tracked.params(params)
@@ -53,7 +56,7 @@ def train_experiment(
                 ray_storage=site.ray_storage(experiment, run),
             )
             progress = fit(experiment, address, gpus=gpus, stop_after=stop_after, metric=METRIC)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM as a stopped job gets it
         tracked.finish("KILLED")
         raise
     except BaseException:
@@ -71,6 +74,7 @@ def train_experiment(
             params=params,
         )
         tracked.metrics({"best_AP": progress.best_value}, step=0)
+        tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})
         say(f"best {METRIC} {progress.best_value:.4f} after epoch {progress.best_epoch}")
         say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
     tracked.finish("FINISHED")

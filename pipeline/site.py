@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Experiment
+from pipeline.data.cache import local_data
+from pipeline.data.source import is_remote, open_source
 from pipeline.detect import find_model
-from pipeline.mlflow_access import connect, resolve_uri
-from pipeline.storage import Store, check, open_store
-from pipeline.tracking import experiment_id
+from pipeline.storage.store import Store, check, open_store
+from pipeline.tracking.access import connect, resolve_uri
+from pipeline.tracking.runs import experiment_id
 from tood.errors import ConfigError
 from tood.run_state import start
 from tood.training import read_data
@@ -50,13 +52,17 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL
 def absolute(experiment: Experiment) -> Experiment:
     """The experiment with its folders as absolute paths: workers run elsewhere."""
     output = str(Path(experiment.output).expanduser().absolute())
-    data = replace(experiment.data, root=str(Path(experiment.data.root).expanduser().absolute()))
+    data, cache = experiment.data, experiment.cache
+    if not is_remote(data.root):
+        data = replace(data, root=str(Path(data.root).expanduser().absolute()))
+    if cache.dir and not cache.dir.startswith("~"):  # a home is each node's own
+        cache = replace(cache, dir=str(Path(cache.dir).absolute()))
     init = experiment.init
     if init not in ("none", "imagenet") and not init.startswith("models:/"):
         init = str(Path(init).expanduser().absolute())
         if not Path(init).exists():
             raise ConfigError(f"init: {experiment.init} does not exist; give a model folder, models:/NAME@alias, imagenet or none")
-    return replace(experiment, output=output, data=data, init=init)
+    return replace(experiment, output=output, data=data, cache=cache, init=init)
 
 
 def tracking_address(experiment: Experiment, output: Path) -> str:
@@ -70,8 +76,10 @@ def prepare(experiment: Experiment) -> Site:
     tracking = tracking_address(experiment, output)
     store = open_store(experiment.storage.url or str(output / "store"))
     here = not experiment.ray.address  # on a cluster, data and weights may lie on the nodes alone
+    if is_remote(experiment.data.root):
+        open_source(experiment.data.root)  # refuses an address with credentials in it before it is written anywhere
     recipe, registered = experiment.recipe, experiment.init.startswith("models:/")
-    data = read_data(recipe.data) if here else None
+    data = read_data(local_data(recipe.data, experiment.cache)) if here else None
     if here and not registered and recipe.init != "none":
         start(recipe, {}, *data, torch.device("cpu"))
     try:

@@ -8,6 +8,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from pipeline import cluster, published, space
-from pipeline.config import Experiment, experiment_of
+from pipeline import cluster, published, repeats, space
+from pipeline.config import Experiment, experiment_of, to_yaml
 from pipeline.errors import ClusterError
-from pipeline.run_facts import environment_tags, flat_params
 from pipeline.site import Site, absolute, prepare
-from pipeline.tracking import SWEEP, Run, reconcile
+from pipeline.tracking.facts import environment_tags, flat_params
+from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run, reconcile
 from pipeline.train import Address, fit
 from pipeline.trial_table import TrialTable
-from tood.config import config_hash, to_dict
+from tood.config import config_hash, identity, to_dict
 from tood.errors import ConfigError, ToodError
 
 PLAN = "sweep.json"
@@ -69,6 +70,7 @@ def make_plan(values: Values) -> Plan:
     else:
         generator = random.Random(config.seed)
         trials = [space.sample(axes, generator) for _ in range(config.samples)]
+    trials = repeats.repeated(trials, config.repeats, experiment.train.seed, axes, config.search, config.scheduler)
     hashes: dict[str, Values] = {}
     for trial in trials:
         try:
@@ -107,14 +109,19 @@ def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, lis
     folder.mkdir(exist_ok=True)
     (folder / PLAN).write_text(json.dumps(plan.__dict__, indent=1))
     one = cluster.demand(experiment.ray, experiment.ray.gpus_per_worker or 0, cluster.TRIAL_CPUS)
-    with cluster.connected(experiment.ray, one.cpus * max(1, config.max_concurrent), say):
-        gpus = cluster.gpus_per_worker(experiment.ray)
-        need = cluster.demand(experiment.ray, gpus, cluster.TRIAL_CPUS)
-        at_once = cluster.concurrency(need, config.max_concurrent)
-        count = config.samples if plan.trials is None else len(plan.trials)
-        say(f"sweep {plan.sweep}: {count} trials, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
-        results = _tune(plan, experiment, site, gpus, at_once, say)
-        trials = [_outcome(plan, site, result) for result in results]
+    try:
+        with cluster.connected(experiment.ray, one.cpus * max(1, config.max_concurrent), say):
+            gpus = cluster.gpus_per_worker(experiment.ray)
+            need = cluster.demand(experiment.ray, gpus, cluster.TRIAL_CPUS)
+            at_once = cluster.concurrency(need, config.max_concurrent)
+            count = config.samples if plan.trials is None else len(plan.trials)
+            say(f"sweep {plan.sweep}: {count} trials, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
+            results = _tune(plan, experiment, site, gpus, at_once, say)
+            trials = [_outcome(plan, site, result) for result in results]
+    except BaseException:  # Ctrl-C, or SIGTERM as a stopped job gets it: what still runs is ended and says so
+        with suppress(ToodError):
+            reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
+        raise
     reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
     return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))
 
@@ -191,9 +198,12 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
         site.experiment_id,
         identity=f"{plan.sweep}/{trial_id}",
         name=told[:200],
-        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash} | environment_tags(),
+        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash}
+        | {CONFIGURATION: repeats.configuration_of(identity(experiment))}
+        | environment_tags(),
     )
     tracked.params(params)
+    tracked.text(to_yaml(experiment), "experiment.yaml")
     address = Address(
         run=f"{plan.sweep}-{trial_id}",
         store=site.store_url,
@@ -215,11 +225,15 @@ def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
     trial_id = metrics.get("trial_id", "")
     experiment = absolute(experiment_of(plan.values, values))
     epochs = metrics.get("epoch", 0)
-    status = "FAILED" if result.error else "FINISHED" if epochs >= experiment.train.epochs else "STOPPED"
+    done = metrics.get("last") or epochs >= experiment.train.epochs  # early stopping ends a trial before its last epoch
+    status = "FAILED" if result.error else "FINISHED" if done else "STOPPED"
     told = describe(experiment.sweep.space, values)
     run = site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}"
     tracked = Run.find(*run) or Run.open(*run, name=told[:200])  # it may have failed before it had one
     tracked.tags({"tood.outcome": status.lower()})
+    if metrics.get("best_prefix"):
+        tracked.tags({CHECKPOINT: site.store.url_of(metrics["best_prefix"])})
+        tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": metrics["best"]}, step=0)
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
     best = metrics.get("best")
     return Trial(
@@ -253,6 +267,8 @@ def _why(error: Exception | None) -> str:
 def _sweep_hash(experiment: Experiment) -> str:
     """Of the experiment and its search: what must be equal for one sweep to be the continuation of another."""
     search = {"space": experiment.sweep.space, "search": experiment.sweep.search, "seed": experiment.sweep.seed}
+    if experiment.sweep.repeats > 1:
+        search["repeats"] = experiment.sweep.repeats
     return config_hash({"experiment": experiment.hash, **search})
 
 

@@ -7,6 +7,7 @@ checkpoint is a small file that points there, so weights are stored once and a r
 import json
 import logging
 import os
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,23 +17,28 @@ from typing import Any
 
 import torch
 from ray import train as ray_train
+from ray.train import collective
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution import context as ray_train_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from pipeline import plots
-from pipeline.checkpoint_store import fetch, remove_checkpoint, upload_checkpoint
 from pipeline.config import Experiment
+from pipeline.data.cache import local_data
+from pipeline.data.source import is_remote
 from pipeline.errors import ClusterError
-from pipeline.registry import pull
-from pipeline.storage import Store, open_store
-from pipeline.tracking import Run
-from tood.config import build, identity, to_dict
+from pipeline.plots import runs as plots
+from pipeline.registry.models import pull
+from pipeline.storage.checkpoints import fetch, remove_checkpoint, upload_checkpoint
+from pipeline.storage.store import Store, open_store
+from pipeline.tracking.notes import describe_run
+from pipeline.tracking.runs import DETECTIONS, Run
+from tood.config import DataConfig, build, identity, to_dict
 from tood.data.coco import CocoData
 from tood.errors import ToodError
 from tood.finetune import LoadReport
 from tood.progress import EpochReport, StepReport
+from tood.results import packed_results
 from tood.samples import sample_sheet
 from tood.training import train
 
@@ -153,6 +159,7 @@ class _Worker:
             recipe = replace(recipe, init=str(pull(recipe.init, self.address.tracking, self.scratch / "init")))
         elif recipe.init not in ("none", "imagenet"):
             recipe = replace(recipe, init=os.path.expanduser(recipe.init))
+        recipe = replace(recipe, data=self.local_data())
         train(
             recipe,
             self.scratch,
@@ -160,12 +167,21 @@ class _Worker:
             device=get_device(),
             resume=resume,
             stop_after=stop_after,
+            metric=self.metric,
             on_start=self.started,
             on_step=self.stepped,
             on_epoch=self.epoch_done,
         )
         if self.tracked:
             self.tracked.deliver()
+
+    def local_data(self) -> DataConfig:
+        """The data on this node, fetched once for all its workers if data.root is an address."""
+        data, label = self.experiment.data, self.address.label
+        local = local_data(data, self.experiment.cache, say=lambda line: print(f"{label}{line}", flush=True))
+        if is_remote(data.root):
+            collective.barrier()  # Ray's, without a time limit: a slow node's fetch may outlast that of the process group
+        return local
 
     def started(self, train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
         self.val_data = val_data
@@ -174,6 +190,8 @@ class _Worker:
                 print(f"{self.address.label}init: {loaded.line()}", flush=True)
             for context, data in (("training", train_data), ("validation", val_data)):
                 self.tracked.dataset(data.annotations.stem, data.fingerprint, context, len(data.images))
+            counts = {"train": len(train_data.images), "val": len(val_data.images)}
+            self.tracked.description(describe_run(self.experiment, self.address.label.strip("[] "), val_data.names, counts))
 
     def stepped(self, report: StepReport) -> None:
         print(f"{self.address.label}{report.line(self.experiment.train.epochs)}", flush=True)
@@ -191,6 +209,7 @@ class _Worker:
         (pointer / POINTER).write_text(json.dumps(asdict(self.progress)))
         found = report.metrics | {
             "epoch": report.epoch + 1,
+            "last": report.last,
             "best": self.progress.best_value,
             "best_epoch": self.progress.best_epoch,
             "best_prefix": self.progress.best_prefix,
@@ -205,17 +224,26 @@ class _Worker:
         shown = " ".join(f"{k} {v:.4f}" for k, v in report.metrics.items() if k in ("val/AP", "val/AP50", "val/AP75"))
         seconds = report.metrics["perf/epoch_seconds"]
         print(f"{self.address.label}epoch {report.epoch + 1} done in {seconds:.1f} s {shown}", flush=True)
+        if report.ends_early:
+            print(f"{self.address.label}{report.ends_early}", flush=True)
         for superseded in {before.prefix, before.best_prefix} - {self.progress.prefix, self.progress.best_prefix, ""}:
             remove_checkpoint(self.store, superseded)
         shutil.rmtree(report.checkpoint)
         if report.figures and (report.last or self.progress.best_epoch == report.epoch + 1):
             self.track_pictures(report)
+        if report.figures and self.progress.best_epoch == report.epoch + 1:
+            self.tracked.file(packed_results(self.scratch / DETECTIONS, report.detections), posixpath.dirname(DETECTIONS))
 
     def track_pictures(self, report: EpochReport) -> None:
-        """Precision-recall curves, sample detections and figures per class, of the best epoch and of the last."""
+        """Precision-recall curves, sample detections and figures per class, of the best epoch and of the last.
+
+        The detections of every epoch that was the best are kept beside them, to be leafed through in MLflow.
+        """
         when = "last" if report.last else "best"
         self.tracked.figure(plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png")
-        self.tracked.image(sample_sheet(self.val_data, report.detections), f"{when}/detections.png")
+        sheet = sample_sheet(self.val_data, report.detections)
+        self.tracked.image(sheet, f"{when}/detections.png")
+        self.tracked.picture(sheet, "detections", step=report.epoch + 1)
         self.tracked.document(report.figures.per_class, f"{when}/per_class.json")
 
 

@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from pipeline.config import load_values
 from pipeline.errors import IntegrityError
 from pipeline.publish import conclude
-from pipeline.registry import pull
-from pipeline.storage import open_store
+from pipeline.registry.models import pull
+from pipeline.storage.store import open_store
 from pipeline.sweep import make_plan, run_sweep
 from tests.servers import mlflow_server, s3_server
 from tests.tiny import write_experiment

@@ -81,7 +81,7 @@ def analyse(
 def run(
     detector: Detector, data: CocoData, recipe: Recipe, on_batch: Callable[[int, int], None]
 ) -> tuple[ObjectFigures, Detections]:
-    """The detector on every image: figures of the objects, and the detections as `tood evaluate` has them."""
+    """The detector on every image: figures of the objects, and the detections as `tood evaluate` has them without predict.tta."""
     device = next(detector.parameters()).device
     areas_of = {record.image_id: record.areas[~record.crowd] for record in data.images}
     was_training = detector.training

@@ -2,7 +2,7 @@
 
 No YAML here: `pipeline.config` reads files; `build` checks types, ranges and unknown keys of what they hold.
 A field's metadata says the rest: `low`, `high` bound a number, `identity=False` keeps a field out of the hash
-(paths, addresses, names and other things that do not change results).
+(paths, addresses, names and other things that do not change results), `later=True` keeps its default out of it.
 """
 
 import dataclasses
@@ -28,10 +28,26 @@ def unhashed(default: Any) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
+def later(default: Any) -> Any:
+    """A field that came after hashes had been given out: its default is what configurations without it meant, and leaves
+    their hashes as they are; so checkpoints, runs and registered models from before keep their configuration's name.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class SplitConfig:
     annotations: str = unhashed("")  # COCO JSON, relative to data.root unless absolute
     images: str = unhashed("")  # folder that the JSON's file_name is relative to
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training images that are made of several (`tood.data.mixing`). All off by default."""
+
+    mosaic: float = bounded(0.0, 0, 1)  # share of images that become a mosaic of four
+    mixup: float = bounded(0.0, 0, 1)  # share that is mixed half and half with another image, mosaics too
+    last_epochs_off: int = bounded(0, 0, 10_000)  # final epochs without either: they learn from images as they are
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class DataConfig:
     short_side: int = bounded(800, 32, 8192)
     short_side_min: int = bounded(0, 0, 8192)  # > 0: multi-scale, uniform in [short_side_min, short_side] a training image
     flip: float = bounded(0.5, 0, 1)
+    augment: AugmentConfig = later(AugmentConfig())
     keep_empty: bool = False  # train on images without objects too
     invalid_boxes: Literal["error", "drop"] = "error"
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
@@ -101,6 +118,14 @@ class NeckConfig:
 
 
 @dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """End a run whose metric (val/AP, in a sweep sweep.metric) no longer rises."""
+
+    patience: int = bounded(5, 1, 10_000)  # epochs without a better figure after which the run ends
+    min_delta: float = bounded(0.0, 0, 1)  # better: by more than this
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     epochs: int = bounded(12, 1, 10_000)
     seed: int = bounded(0, 0, 2**31 - 1)
@@ -125,7 +150,24 @@ class TrainConfig:
     channels_last: bool = False
     ema: float = bounded(0.0, 0, 0.999999)  # decay of the averaged weights; 0: off. Where on, they are evaluated
     evaluate_every: int = bounded(1, 1, 10_000)  # epochs between evaluations; the last epoch is always evaluated
+    early_stopping: EarlyStoppingConfig | None = later(None)
     log_every: int = bounded(20, 1, 100_000, identity=False)  # steps between progress lines
+
+
+@dataclass(frozen=True)
+class TTAConfig:
+    """Test-time augmentation: an image is looked at in several ways, one NMS over all that is found. Off by default."""
+
+    flip: bool = False  # each view mirrored too
+    scales: tuple[float, ...] = (1.0,)  # views: times data.long_side and data.short_side
+
+    @property
+    def on(self) -> bool:
+        return self != TTAConfig()
+
+    def check(self) -> None:
+        if not self.scales or len(set(self.scales)) < len(self.scales) or not all(0.1 <= scale <= 4 for scale in self.scales):
+            raise ConfigError(f"scales: {list(self.scales)} are not different numbers from 0.1 to 4, such as [0.75, 1, 1.25]")
 
 
 @dataclass(frozen=True)
@@ -138,6 +180,11 @@ class PredictConfig:
     min_size: float = bounded(0.0, 0, 10_000)  # original pixels; boxes with a side <= this are dropped
     clip: bool = False  # clip boxes to the image before NMS (mmdetection does for all but TOOD, whose original code does too)
     score_voting: bool = False  # boxes become means of those that NMS suppressed, by score and IoU (PAA)
+    tta: TTAConfig = later(TTAConfig())
+
+    def check(self) -> None:
+        if self.tta.on and not self.nms:
+            raise ConfigError("tta: its views are merged by NMS; set nms=true, or tta.flip=false tta.scales=[1]")
 
 
 def build(cls: type, values: Any, where: str = "") -> Any:
@@ -184,10 +231,13 @@ def to_dict(config: Any) -> Any:
 
 
 def identity(config: Any) -> Any:
-    """The part of a configuration that changes results: `to_dict` without the fields marked `identity=False`."""
+    """The part of a configuration that changes results: `to_dict` without the fields marked `identity=False`, and without
+    those marked `later=True` where they have their default.
+    """
     if dataclasses.is_dataclass(config):
         fields = [f for f in dataclasses.fields(config) if f.metadata.get("identity", True)]
-        return {f.name: identity(getattr(config, f.name)) for f in fields}
+        said = [f for f in fields if not f.metadata.get("later") or getattr(config, f.name) != f.default]
+        return {f.name: identity(getattr(config, f.name)) for f in said}
     return to_dict(config)
 
 

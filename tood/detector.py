@@ -6,18 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from tood.config import PredictConfig
-from tood.data.batches import Batch, normalise, stack_images
+from tood.data.batches import Batch, normalise
 from tood.data.targets import Targets
-from tood.data.transforms import resize, resize_shape
 from tood.head import DenseHead
-from tood.postprocess import detections
+from tood.postprocess import detections, found_in_view, merged
 from tood.predictions import Predictions
 from tood.priors import inside_image
+from tood.views import View, views_of, with_mirrored
 
 
 class Detector(nn.Module):
     """`detector(batch, epoch)` gives losses in train mode and detections in eval mode; `predict(images)` takes plain images.
 
+    Batches are looked at as they are; `predict` and `detect_views` look in all the ways that predict.tta names.
     `objective` owns the assignment and the losses (`tood.objectives`).
     """
 
@@ -56,21 +57,22 @@ class Detector(nn.Module):
         return detections(self.dense(images), sizes, scales, self.predict_config, self.objective.FUSION)
 
     @torch.no_grad()
+    def detect_views(self, views: Sequence[View]) -> list[dict[str, Tensor]]:
+        """The same images at each of predict.tta's scales -> detections as `detect` gives them, of all views together."""
+        config, found = self.predict_config, []
+        for view in with_mirrored(views, config.tta.flip):
+            predictions = self.dense(normalise(view.images, view.sizes, self.backbone.pixels))
+            found.append(found_in_view(predictions, view.sizes, view.scales, config, self.objective.FUSION, view.mirrored))
+        return merged(found, len(views[0].sizes), config)
+
+    @torch.no_grad()
     def predict(self, images: Sequence[Tensor], *, long_side: int = 1333, short_side: int = 800) -> list[dict[str, Tensor]]:
         """RGB images [3, H, W], uint8 or float in [0, 1], of any sizes -> detections as torchvision's detectors give them."""
         was_training, device = self.training, next(self.parameters()).device
         self.eval()
         try:
-            resized, scales = [], []
-            for image in images:
-                pixels = image if image.dtype == torch.uint8 else (image * 255).round().clamp(0, 255).to(torch.uint8)
-                height, width = pixels.shape[-2:]
-                shape = resize_shape(height, width, long_side, short_side)
-                resized.append(resize(pixels, shape))
-                scales.append((shape[1] / width, shape[0] / height))
-            stacked, sizes = stack_images(resized)
-            sizes = sizes.to(device)
-            pixels = normalise(stacked.to(device), sizes, self.backbone.pixels)
-            return self.detect(pixels, sizes, torch.tensor(scales, device=device))
+            pixels = [i if i.dtype == torch.uint8 else (i * 255).round().clamp(0, 255).to(torch.uint8) for i in images]
+            sides = {"long_side": long_side, "short_side": short_side}
+            return self.detect_views(views_of(pixels, **sides, scales=self.predict_config.tta.scales, device=device))
         finally:
             self.train(was_training)

@@ -174,6 +174,17 @@ def precision_recall(
     truth: Truth, detections: Detections, *, backend: Backend = "auto", max_dets: tuple[int, int, int] = (1, 10, 100)
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's accumulated precision f64 [T,R,K,A,M] and recall f64 [T,K,A,M]; -1 where a class or size has no object."""
+    run = evaluator(truth, detections, backend=backend, max_dets=max_dets)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.evaluate()
+        run.accumulate()
+    return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
+
+
+def evaluator(
+    truth: Truth, detections: Detections, *, backend: Backend = "auto", max_dets: tuple[int, int, int] = (1, 10, 100)
+) -> Any:
+    """pycocotools' COCOeval or its like, ready to match; images and categories by rank, as in `Truth`."""
     image_ranks = _ranks("image", detections.image_ids, truth.image_ids, truth.path)
     category_ranks = _ranks("category", detections.category_ids, truth.category_ids, truth.path)
     if not (np.isfinite(detections.boxes).all() and np.isfinite(detections.scores).all()):
@@ -188,10 +199,8 @@ def precision_recall(
     evaluate = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[_available(backend)]
     with contextlib.redirect_stdout(io.StringIO()):
         run = evaluate(dataset, rows)
-        run.params.maxDets = list(max_dets)
-        run.evaluate()
-        run.accumulate()
-    return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
+    run.params.maxDets = list(max_dets)
+    return run
 
 
 def _available(backend: Backend) -> str:

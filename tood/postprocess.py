@@ -1,8 +1,11 @@
 """From dense predictions to detections: threshold, the best of each level, class-wise NMS, the best of the image.
 
-B images, N priors, K classes. The order is mmdetection's: rescale to the original image, drop small boxes, then NMS.
+Of several views of an image (test-time augmentation) all that was found, mapped back, goes through one NMS.
+
+B images, N priors, K classes, M candidates. The order is mmdetection's: rescale to the original image, drop small boxes, then NMS.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +14,7 @@ from torchvision.ops import nms
 
 from tood.boxes import clip, pairwise_iou
 from tood.config import PredictConfig
+from tood.data.transforms import flip_boxes
 from tood.predictions import Predictions
 
 VOTING_WIDTH = 0.025  # of the Gaussian over 1 - IoU by which boxes vote (PAA)
@@ -29,7 +33,15 @@ class Candidates(NamedTuple):
         return Candidates(*(values[index] for values in self))
 
 
-@torch.no_grad()
+class Found(NamedTuple):
+    """What a view offers to NMS, by falling confidence."""
+
+    image: Tensor  # int64 [M]
+    boxes: Tensor  # [M, 4] px of the original image
+    label: Tensor  # int64 [M]
+    score: Tensor  # [M]
+
+
 def detections(
     predictions: Predictions, sizes: Tensor, scales: Tensor, config: PredictConfig, fusion: str = "none"
 ) -> list[dict[str, Tensor]]:
@@ -39,24 +51,47 @@ def detections(
     `fusion`: how a quality branch enters the score. Without NMS a one-to-one predictor speaks, where there is one. Every
     prior takes part, also those beyond a smaller image's own padding. Equal scores are ordered by image, prior and class.
     """
+    return merged([found_in_view(predictions, sizes, scales, config, fusion)], len(sizes), config)
+
+
+@torch.no_grad()
+def found_in_view(
+    predictions: Predictions, sizes: Tensor, scales: Tensor, config: PredictConfig, fusion: str = "none", mirrored: bool = False
+) -> Found:
+    """All that one view of the images offers; `mirrored`: the view shows them from right to left. See `detections`."""
     if not config.nms and predictions.one_to_one is not None:
         predictions = predictions.one_to_one
     found = _candidates(predictions, config, fusion)
     boxes = predictions.boxes[found.image, found.point]
+    if mirrored:
+        boxes = flip_boxes(boxes, sizes[found.image, 1])
     if config.clip:
         boxes = clip(boxes, sizes[found.image, 0], sizes[found.image, 1])
     boxes = boxes / scales[found.image].repeat(1, 2)
     large = ((boxes[:, 2:] - boxes[:, :2]) > config.min_size).all(1)
     found, boxes = found.at(large), boxes[large]
+    return Found(found.image, boxes, found.label, found.score)
+
+
+@torch.no_grad()
+def merged(views: Sequence[Found], images: int, config: PredictConfig) -> list[dict[str, Tensor]]:
+    """Detections of the images 0 .. images - 1 from their views; equal scores of several go by the view."""
+    image, boxes, label, score = views[0] if len(views) == 1 else _together(views)
     results = []
-    for i in range(len(sizes)):
-        mine = found.image == i
-        b, s, k = boxes[mine], found.score[mine], found.label[mine]
+    for i in range(images):
+        mine = image == i
+        b, s, k = boxes[mine], score[mine], label[mine]
         keep = class_wise_nms(b, s, k, config.nms_iou) if config.nms else torch.arange(len(s), device=s.device)
         keep = keep[: config.max_detections]
         kept = _vote(b, s, k, keep) if config.score_voting else b[keep]
         results.append({"boxes": kept, "scores": s[keep], "labels": k[keep]})
     return results
+
+
+def _together(views: Sequence[Found]) -> Found:
+    both = Found(*(torch.cat(column) for column in zip(*views, strict=True)))
+    order = both.score.sort(descending=True, stable=True).indices
+    return Found(*(column[order] for column in both))
 
 
 def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:

@@ -41,4 +41,5 @@ class EpochReport:
     figures: Figures | None
     detections: Detections | None
     checkpoint: Path | None
-    last: bool
+    last: bool  # of the recipe's, or because the run ends early
+    ends_early: str = ""  # why, where it does

@@ -26,6 +26,26 @@ class Recipe:
             raise ConfigError(
                 f"data.short_side_min: {self.data.short_side_min} is larger than data.short_side={self.data.short_side}"
             )
+        self._check_training_aids()
+
+    def _check_training_aids(self) -> None:
+        augment, stopping, epochs = self.data.augment, self.train.early_stopping, self.train.epochs
+        mixes = augment.mosaic > 0 or augment.mixup > 0
+        if augment.last_epochs_off > epochs or (mixes and augment.last_epochs_off == epochs):
+            raise ConfigError(
+                f"data.augment.last_epochs_off: {augment.last_epochs_off} of train.epochs={epochs} leave no epoch with mosaic or "
+                "mixup; lower it, or set both to 0"
+            )
+        if stopping and stopping.patience >= epochs:
+            raise ConfigError(
+                f"train.early_stopping.patience: {stopping.patience} epochs without a better figure cannot come before the end "
+                f"of train.epochs={epochs}; lower it, or leave early_stopping out"
+            )
+        if stopping and stopping.patience < self.train.evaluate_every:
+            raise ConfigError(
+                f"train.early_stopping.patience: {stopping.patience} is less than the train.evaluate_every="
+                f"{self.train.evaluate_every} epochs between two figures, so that the first lower one would end the run; raise it"
+            )
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -3,9 +3,11 @@
 Also the checks of JSON that others wrote, which `tood.evaluation` shares. Shapes: D detections.
 """
 
+import gzip
 import json
 import reprlib
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,13 +66,28 @@ def merge(parts: Sequence[Detections]) -> Detections:
 
 def write_results(path: Path, detections: Detections) -> None:
     """Write COCO's results format, one detection a line, atomically. Reading it back gives the same numbers exactly."""
+    _write(path, _results_text(detections))
+
+
+def packed_results(path: Path, detections: Detections) -> Path:
+    """The same packed by gzip, about a sixth of it, into `path`, which ends in .gz. Equal detections give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, gzip.compress(_results_text(detections), compresslevel=5, mtime=0))
+    return path
+
+
+def _results_text(detections: Detections) -> bytes:
     columns = [column.tolist() for column in detections]
     lines = [
         json.dumps({"image_id": image, "category_id": category, "bbox": box, "score": score}, allow_nan=False)
         for image, box, score, category in zip(*columns, strict=True)
     ]
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        write_file(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+        write_file(path, content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
 
@@ -78,6 +95,7 @@ def write_results(path: Path, detections: Detections) -> None:
 def read_results(path: Path) -> Detections:
     """Read a results file, [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}], in the file's order.
 
+    A name in .gz means that it is packed.
     Raises DataError that lists every entry of a wrong form. `coco_figures` checks the ids against the annotations.
     """
     entries = read_json(path)
@@ -103,7 +121,10 @@ def read_results(path: Path) -> Detections:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        return json.loads(gzip.decompress(content) if Path(path).suffix == ".gz" else content)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: is not packed by gzip: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from tood.config import hash_of
 from tood.data.coco import CocoData
 from tood.detector import Detector
 from tood.detectors import build_detector
+from tood.early_stopping import Standing
 from tood.errors import ConfigError
 from tood.evaluation import Figures
 from tood.optimisation import AveragedWeights, load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -36,6 +37,7 @@ class Run:
     epoch: int = 0  # epochs done
     step: int = 0  # optimizer steps done
     loaded: LoadReport | None = None  # of the model that `init` names
+    standing: Standing | None = None  # for early stopping, where it is on
 
 
 def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData, device: torch.device) -> Run:
@@ -69,6 +71,7 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
         train_data.category_ids,
         val_data.fingerprint,
         loaded=loaded,
+        standing=Standing() if recipe.train.early_stopping else None,
     )
 
 
@@ -91,7 +94,10 @@ def save(run: Run, folder: Path, figures: Figures | None) -> None:
         versions={"tood": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
     )
     position = {"epoch": run.epoch, "batch": 0}
-    save_checkpoint(folder, weights, info, tensors, {"epoch": run.epoch, "step": run.step, "sampler": position})
+    state = {"epoch": run.epoch, "step": run.step, "sampler": position}
+    if run.standing is not None:
+        state["early_stopping"] = run.standing._asdict()
+    save_checkpoint(folder, weights, info, tensors, state)
 
 
 def go_on(run: Run, folder: Path) -> None:
@@ -110,6 +116,8 @@ def go_on(run: Run, folder: Path) -> None:
     load_optimizer_tensors(run.optimizer, run.model, tensors)
     torch.set_rng_state(tensors["rng"].cpu())
     run.epoch, run.step = checkpoint.state["epoch"], checkpoint.state["step"]
+    if run.standing is not None:
+        run.standing = Standing(**checkpoint.state["early_stopping"])
 
 
 def val_metrics(figures: Figures) -> dict[str, float]:

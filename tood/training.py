@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -22,14 +23,17 @@ from tood.config import DataConfig, identity
 from tood.data.batches import TrainLoader, eval_loader, learnable
 from tood.data.coco import CocoData, read_split
 from tood.detector import Detector
+from tood.early_stopping import after_epoch, reason
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
 from tood.optimisation import learning_rate, set_rate
 from tood.progress import EpochReport, StepReport
+from tood.ranks import place, share_figure, share_statistics
 from tood.recipe import Recipe, read_recipe
 from tood.results import Detections, merge, results_from_predictions
 from tood.run_state import Run, go_on, save, start, val_metrics
+from tood.views import View
 
 
 class DivergedError(ToodError):
@@ -44,17 +48,18 @@ def train(
     device: torch.device | None = None,
     resume: Path | None = None,
     stop_after: int | None = None,
+    metric: str = "val/AP",
     on_start: Callable[[CocoData, CocoData, LoadReport | None], None] = lambda train_data, val_data, loaded: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
 ) -> None:
-    """Train to the recipe's last epoch, or until `stop_after` epochs are done.
+    """Train to the recipe's last epoch, until `stop_after` epochs are done, or until early stopping has seen enough of `metric`.
 
     Writes the checkpoint of epoch e (from 1) to folder/epoch_0001 and so on; `resume` is such a folder, and training goes
     on from it to the bit. `config` is what checkpoints say they were made from (default: the recipe's `identity`), and its
     hash is what a resume insists on. Under an initialised process group each rank calls this with the same arguments.
     """
-    rank, world = _place()
+    rank, world = place()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _make_deterministic(recipe.train.seed)
     train_data, val_data = read_data(recipe.data)
@@ -70,28 +75,37 @@ def train(
     if world > 1:
         wrapped = DistributedDataParallel(run.model, gradient_as_bucket_view=True)
     stop = min(recipe.train.epochs, stop_after or recipe.train.epochs)
+    if run.standing is not None and run.standing.ended:
+        stop = run.epoch  # nothing is left to do
     try:
         for epoch in range(run.epoch, stop):
             started = time.monotonic()
             _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None)
             run.epoch = epoch + 1
             if world > 1:
-                _share_statistics(run)
+                share_statistics(run.model, run.ema and run.ema.tensors)
             seconds = time.monotonic() - started
-            last = run.epoch == recipe.train.epochs
+            last, why = run.epoch == recipe.train.epochs, ""
             metrics, figures, found = {}, None, None
             if last or run.epoch % recipe.train.evaluate_every == 0:
                 found = detect_all(run.model, val_data, recipe, device, weights=run.ema and run.ema.tensors)
                 if rank == 0:
                     figures = coco_figures(val_data.annotations, found)
                     metrics = val_metrics(figures)
+                if run.standing is not None:
+                    figure = share_figure(metrics.get(metric), device)
+                    run.standing = after_epoch(run.standing, run.epoch, figure, recipe.train.early_stopping)
+                    if run.standing.ended and not last:
+                        last, why = True, reason(run.standing, metric, recipe.train.early_stopping)
             checkpoint = None
             if rank == 0:
                 metrics["perf/epoch_seconds"] = seconds
                 metrics["perf/evaluation_seconds"] = time.monotonic() - started - seconds
                 checkpoint = folder / f"epoch_{run.epoch:04d}"
                 save(run, checkpoint, figures)
-            on_epoch(EpochReport(epoch, run.step, metrics, figures, found, checkpoint, last))
+            on_epoch(EpochReport(epoch, run.step, metrics, figures, found, checkpoint, last, why))
+            if last:
+                break
     finally:
         loader.close()
 
@@ -124,7 +138,7 @@ def detect_all(
 
     `weights`: evaluate these instead of the model's own, which come back afterwards.
     """
-    rank, world = _place()
+    rank, world = place()
     own = None
     if weights is not None:
         own = {name: t.detach().clone() for name, t in model.state_dict().items()}
@@ -132,11 +146,12 @@ def detect_all(
     was_training = model.training
     model.eval()
     batch_size = max(1, recipe.train.batch_size // world // recipe.train.accumulate)
-    found = []
+    found, scales = [], recipe.predict.tta.scales
+    batches = iter(eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world, scales=scales))
     with torch.no_grad(), _precision(recipe, device):
-        for batch in eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world):
-            batch = batch.to(device, non_blocking=True)
-            found.append(results_from_predictions(batch.image_ids, model(batch), data.category_ids))
+        while same_images := list(itertools.islice(batches, len(scales))):
+            views = [View(*(t.to(device, non_blocking=True) for t in (b.images, b.sizes, b.scales))) for b in same_images]
+            found.append(results_from_predictions(same_images[0].image_ids, model.detect_views(views), data.category_ids))
     model.train(was_training)
     if own is not None:
         model.load_state_dict(own)
@@ -207,14 +222,6 @@ def _step_report(
     return StepReport(epoch, run.step, steps_per_epoch, metrics, left)
 
 
-def _share_statistics(run: Run) -> None:
-    """Rank 0's BatchNorm statistics for all ranks: DDP shares them before a forward pass, not after the last of an epoch."""
-    for name, buffer in run.model.named_buffers():
-        dist.broadcast(buffer, 0)
-        if run.ema:
-            dist.broadcast(run.ema.tensors[name], 0)
-
-
 def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> TrainLoader:
     config = recipe.train
     micro = config.batch_size // config.accumulate
@@ -223,17 +230,11 @@ def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> Trai
             f"train.batch_size: {config.batch_size} images a step (accumulate={config.accumulate}) cannot be shared "
             f"evenly by {world} workers; use a multiple of {world * config.accumulate}"
         )
-    return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, rank=rank, world=world)
+    return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, epochs=config.epochs, rank=rank, world=world)
 
 
 def _precision(recipe: Recipe, device: torch.device):
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
-
-
-def _place() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _make_deterministic(seed: int) -> None:
@@ -282,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_start(train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
-    if loaded and _place()[0] == 0:
+    if loaded and place()[0] == 0:
         print(f"init: {loaded.line()}", flush=True)
 
 
@@ -290,6 +291,8 @@ def _print_epoch(report: EpochReport) -> None:
     if report.metrics:
         shown = " ".join(f"{k} {v:.4f}" for k, v in report.metrics.items() if k in ("val/AP", "val/AP50", "val/AP75"))
         print(f"epoch {report.epoch + 1} done: {shown} in {report.metrics['perf/epoch_seconds']:.1f} s", flush=True)
+        if report.ends_early:
+            print(report.ends_early, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def add_to(verbs: Verbs) -> None:
     added.add_argument("images", nargs="+", help="image files or folders")
     added.add_argument("--output", default="runs/predictions", help="folder for pictures and predictions.json")
     added.add_argument("--threshold", type=number(float, 0, 1), default=0.3, help="lowest score shown (default 0.3)")
-    added.add_argument("--set", action="append", default=[], metavar="key=value", help="such as tracking.uri or output")
+    added.add_argument("--set", action="append", default=[], metavar="key=value", help="such as output or predict.tta.flip=true")
     added.add_argument("--json", action="store_true")
 
     added = verbs.add("analyze", _analyze, "how well a model's tasks agree, what its errors are and what they cost")
@@ -80,9 +80,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from pipeline.detect import find_model, predict
 
-    _, tracking, output = values_and_places(None, options.set)
+    values, tracking, output = values_and_places(None, options.set)
     target = Path(options.output)
-    summary = predict(find_model(options.model, tracking, output / "models"), options.images, target, options.threshold)
+    summary = predict(find_model(options.model, tracking, output / "models"), options.images, target, options.threshold, values)
     if options.json:
         print(json.dumps(summary))
         return
@@ -136,7 +136,7 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from pipeline.registry import pull
+    from pipeline.registry.models import pull
 
     _, tracking, _ = values_and_places(None, options.set)
     target = options.output or options.model.removeprefix("models:/").replace("/", "-")

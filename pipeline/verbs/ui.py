@@ -17,7 +17,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from pipeline.mlflow_access import resolve_uri
+    from pipeline.tracking.access import resolve_uri
 
     _, tracking, _ = values_and_places(None, options.settings)
     if tracking.startswith("http"):

@@ -6,7 +6,7 @@ from tests.parity.case import Case, read_spec
 from tood.backbone import Backbone
 from tood.config import BackboneConfig, NeckConfig, build
 from tood.data.batches import PIXELS
-from tood.mmdet import body_config_from_mmdet, from_mmdet, to_mmdet
+from tood.mmdet.configs import body_config_from_mmdet, from_mmdet, to_mmdet
 from tood.neck import FeaturePyramid
 
 

@@ -9,7 +9,7 @@ from tood.config import PredictConfig, build
 from tood.detector import Detector
 from tood.detectors import ModelConfig, build_detector
 from tood.head import DenseHead
-from tood.mmdet import from_mmdet, model_config_from_mmdet, predict_config_from_mmdet
+from tood.mmdet.configs import from_mmdet, model_config_from_mmdet, predict_config_from_mmdet
 
 
 def model_config(cfg: dict) -> ModelConfig:

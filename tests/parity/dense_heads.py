@@ -12,8 +12,8 @@ from tood.boxes import box_to_distance, delta_to_box
 from tood.config import PredictConfig, build
 from tood.detectors import ModelConfig
 from tood.head import DenseHead
-from tood.mmdet import predict_config_from_mmdet, to_mmdet
-from tood.mmdet_heads import head_type
+from tood.mmdet.configs import predict_config_from_mmdet, to_mmdet
+from tood.mmdet.heads import head_type
 from tood.postprocess import detections
 from tood.predictions import Predictions
 from tood.priors import inside_image

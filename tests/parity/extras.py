@@ -14,7 +14,7 @@ from tood.backbone import Backbone
 from tood.boxes import clip, delta_to_box
 from tood.config import BackboneConfig, TrainConfig, build
 from tood.detectors import ModelConfig, build_detector
-from tood.mmdet import to_mmdet
+from tood.mmdet.configs import to_mmdet
 from tood.neck import FeaturePyramid
 from tood.optimisation import learning_rate
 from tood.priors import PRIORS, SQUARE, STRIDES, PriorGrid, make_priors

@@ -14,7 +14,7 @@ from tests.parity.build import seeded_head
 from tests.parity.case import Case, norms, of_largest, read_spec, relative
 from tood.alignment import aligned_boxes, sample_sides
 from tood.head import DenseHead
-from tood.mmdet import to_mmdet
+from tood.mmdet.configs import to_mmdet
 from tood.priors import inside_image
 
 

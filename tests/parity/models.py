@@ -13,7 +13,7 @@ from tests.parity.build import image_scales, image_sizes, seeded_detector, seede
 from tests.parity.case import Case, norms, relative
 from tests.parity.detections import compare_detections
 from tood.detector import Detector
-from tood.mmdet import from_mmdet, to_mmdet
+from tood.mmdet.configs import from_mmdet, to_mmdet
 from tood.predictions import Predictions
 
 LEVELS = range(3, 8)

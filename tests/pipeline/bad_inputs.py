@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.config import experiment_of, load_values
-from pipeline.mlflow_access import connect
+from pipeline.tracking.access import connect
 from tests.tiny import COLOURS, write_experiment
 from tood.checkpoint import ModelInfo, save_model
 from tood.config import identity

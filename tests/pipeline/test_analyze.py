@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.analyze import metrics_of, table
 from pipeline.cli import main
-from pipeline.tracking import experiment_id
+from pipeline.tracking.runs import experiment_id
 from tests.pipeline.bad_inputs import make_place
 
 ARTIFACTS = ["alignment.png", "analysis.json", "analysis.txt", "confusions.png", "errors.png"]

@@ -33,6 +33,7 @@ def test_everything_that_changes_results_changes_the_hash(tiny):
     overrides = ["train.seed=1", "train.batch_size=8", "train.lr=0.02", "train.epochs=7", "train.precision=bf16",
                  "train.ema=0.9", "model.objective.alpha=0.5", "model.objective.m=9", "model.detector=parallel_tal",
                  "model.layers=3", "model.backbone.depth=34", "data.long_side=512", "data.short_side=32", "data.flip=0.25",
+                 "data.augment.mosaic=0.5", "predict.tta.flip=true", "train.early_stopping.patience=2",
                  "data.keep_empty=true", "init=imagenet", "predict.nms_iou=0.5", "ray.workers=2"]  # fmt: skip
     hashes = {load(tiny, *override).hash for override in [[], *([o] for o in overrides)]}
     assert len(hashes) == len(overrides) + 1

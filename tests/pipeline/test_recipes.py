@@ -8,7 +8,7 @@ import pytest
 from pipeline.config import experiment_names, experiment_of, load_values
 from tood.config import PredictConfig, build, identity
 from tood.detectors import DETECTORS, ModelConfig
-from tood.mmdet import model_config_from_mmdet, predict_config_from_mmdet
+from tood.mmdet.configs import model_config_from_mmdet, predict_config_from_mmdet
 
 CONFIGS = Path(__file__).parents[1] / "golden/configs"
 RECIPES = {

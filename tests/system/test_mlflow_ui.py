@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from pipeline.mlflow_access import connect
-from pipeline.mlflow_links import chart_url, compare_url, save_sweep_view
-from pipeline.run_facts import flat_params
-from pipeline.tracking import SWEEP, Run, experiment_id
+from pipeline.tracking.access import connect
+from pipeline.tracking.facts import flat_params
+from pipeline.tracking.links import chart_url, compare_url, save_sweep_view
+from pipeline.tracking.runs import SWEEP, Run, experiment_id
 from tests.servers import mlflow_server
 from tests.system.browser import browser_page, chromium, compare, curves, view_axes
 

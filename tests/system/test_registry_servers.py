@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.checkpoint_store import fetch, latest, upload_checkpoint
 from pipeline.errors import IntegrityError
-from pipeline.registry import publish, pull
-from pipeline.storage import Store, check, open_store
+from pipeline.registry.models import publish, pull
+from pipeline.storage.checkpoints import fetch, latest, upload_checkpoint
+from pipeline.storage.store import Store, check, open_store
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.servers import mlflow_server, postgres, s3_server
 
@@ -81,7 +81,7 @@ def test_a_published_model_is_pulled_from_an_empty_home(tracking_uri, store, tmp
     original = (folder / "model" / "model.safetensors").read_bytes()
 
     ours = (
-        "from pathlib import Path; from pipeline.registry import pull; "
+        "from pathlib import Path; from pipeline.registry.models import pull; "
         f"print(pull('models:/{name}@champion', {tracking_uri!r}, Path('model').absolute()))"
     )
     assert (Path(from_an_empty_home(ours, tmp_path / "home1")) / "model.safetensors").read_bytes() == original
@@ -124,9 +124,9 @@ def test_an_upload_killed_midway_leaves_no_checkpoint(bucket, tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from pipeline.checkpoint_store import upload_checkpoint
-from pipeline.storage import open_store
-from pipeline.storage_s3 import S3Store
+from pipeline.storage.checkpoints import upload_checkpoint
+from pipeline.storage.store import open_store
+from pipeline.storage.s3 import S3Store
 create = S3Store.create
 def killed(self, key, source):
     if key.endswith("training.safetensors"):

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import pytest
 
 from tood.config import (
+    AugmentConfig,
     BackboneConfig,
     DataConfig,
+    EarlyStoppingConfig,
     NeckConfig,
     PredictConfig,
     SplitConfig,
     TrainConfig,
+    TTAConfig,
     bounded,
     build,
     config_hash,
@@ -24,9 +27,11 @@ from tood.detectors import DETECTORS, ModelConfig, Objective
 from tood.errors import ConfigError
 from tood.objectives.atss import ATSS
 from tood.objectives.task_aligned import TaskAligned
+from tood.recipe import Recipe
 
 OBJECTIVES = typing.get_args(Objective)
-CLASSES = (SplitConfig, DataConfig, BackboneConfig, NeckConfig, TrainConfig, PredictConfig, *OBJECTIVES, ModelConfig)
+AIDS = (AugmentConfig, EarlyStoppingConfig, TTAConfig)
+CLASSES = (SplitConfig, DataConfig, BackboneConfig, NeckConfig, TrainConfig, PredictConfig, *AIDS, *OBJECTIVES, ModelConfig)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,16 @@ CLASSES = (SplitConfig, DataConfig, BackboneConfig, NeckConfig, TrainConfig, Pre
         (BackboneConfig, {"depth": True}, "depth: True is not one of 18, 34, 50, 101"),
         (DataConfig, {"train": "train2017"}, "train: expected a mapping of keys, got 'train2017'"),
         (DataConfig, None, "DataConfig: expected a mapping of keys, got None"),
+        (DataConfig, {"augment": {"mosaic": 1.5}}, r"augment\.mosaic: 1\.5 is not between 0 and 1"),
+        (DataConfig, {"augment": {"mixup": -1}}, r"augment\.mixup: -1\.0 is not between 0 and 1"),
+        (DataConfig, {"augment": {"mosiac": 1}}, r"augment\.mosiac: unknown key; did you mean 'mosaic'"),
+        (PredictConfig, {"tta": {"scales": []}}, r"tta: scales: \[\] are not different numbers from 0\.1 to 4"),
+        (PredictConfig, {"tta": {"scales": [1, 1.0]}}, r"tta: scales: \[1\.0, 1\.0\] are not different"),
+        (PredictConfig, {"tta": {"scales": [0.01]}}, "tta: scales: .* from 0.1 to 4"),
+        (PredictConfig, {"tta": {"flip": 1}}, r"tta\.flip: expected bool, got 1"),
+        (PredictConfig, {"tta": {"flip": True}, "nms": False}, "tta: its views are merged by NMS; set nms=true"),
+        (Recipe, {"data": {"augment": {"last_epochs_off": 13}}}, r"data\.augment\.last_epochs_off: 13 of train\.epochs=12"),
+        (Recipe, {"data": {"augment": {"mosaic": 1, "last_epochs_off": 12}}}, "12 of train.epochs=12 leave no epoch with mosaic"),
         (ModelConfig, {"detector": "toodd"}, "detector: 'toodd' is not one of .*; did you mean 'tood'?"),
         (ModelConfig, {"detector": ["tood", "atss"]}, r"detector: \['tood', 'atss'\] is not one of tood"),
         (ModelConfig, {"objective": {"name": "tal"}}, "objective.name: 'tal' is not one of task_aligned, atss"),
@@ -101,6 +116,20 @@ def test_the_hash_changes_with_every_field_that_changes_results_and_with_no_othe
 def test_paths_and_loader_processes_are_no_part_of_the_identity():
     assert identity(DataConfig(root="a", workers=0)) == identity(DataConfig(root="b", workers=8))
     assert identity(DataConfig())["train"] == {}
+
+
+def test_what_came_later_leaves_the_hashes_of_those_who_do_not_use_it():
+    assert config_hash(Recipe()) == "fae47519c13d"  # given out before there was mosaic, TTA or early stopping
+    used = [{"data": {"augment": {"mosaic": 0.5}}}, {"data": {"augment": {"mixup": 0.5}}}, {"predict": {"tta": {"flip": True}}},
+            {"predict": {"tta": {"scales": [1, 2]}}}, {"train": {"early_stopping": {}}},
+            {"train": {"early_stopping": {"min_delta": 0.1}}}, {}]  # fmt: skip
+    assert len({config_hash(build(Recipe, values)) for values in used}) == len(used)
+    spelled_out = {
+        "data": {"augment": {"mosaic": 0, "mixup": 0}},
+        "predict": {"tta": {"scales": [1]}},
+        "train": {"early_stopping": None},
+    }
+    assert config_hash(build(Recipe, spelled_out)) == config_hash(Recipe())
 
 
 @pytest.mark.parametrize("name", DETECTORS)

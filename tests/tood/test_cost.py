@@ -9,7 +9,7 @@ import torch
 from tood.config import build
 from tood.cost import count_cost
 from tood.detectors import ModelConfig, build_detector
-from tood.mmdet import model_config_from_mmdet
+from tood.mmdet.configs import model_config_from_mmdet
 from tood.priors import make_priors
 
 CONFIGS = Path(__file__).parents[1] / "golden/configs"

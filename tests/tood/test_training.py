@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.tiny import write_dataset
 from tests.tood.tiny_recipe import recipe, weights
 from tood import training
 from tood.checkpoint import load_checkpoint, load_model, save_model
-from tood.config import to_dict
+from tood.config import AugmentConfig, to_dict
 from tood.errors import ConfigError, DataError
 from tood.training import DivergedError, train
 
@@ -60,6 +61,16 @@ def test_a_seed_gives_the_same_bits_again_and_after_a_stop(data, folder, ema, ep
     assert own.keys() == (kept.weights.keys() if ema else set())
     if ema:
         assert not torch.equal(own["head.predictor.classes.weight"], kept.weights["head.predictor.classes.weight"])
+
+
+def test_a_run_of_mixed_images_goes_on_into_its_last_epochs_without_them_to_the_bit(data, folder):
+    config = recipe(data, epochs=3)
+    config = replace(config, data=replace(config.data, augment=AugmentConfig(mosaic=0.7, mixup=0.5, last_epochs_off=1)))
+    train(config, folder / "through")
+    train(config, folder / "resumed", resume=folder / "through/epoch_0001")
+    assert files(folder / "resumed/epoch_0003") == files(folder / "through/epoch_0003")
+    train(recipe(data, epochs=3), folder / "plain", stop_after=1)
+    assert files(folder / "plain/epoch_0001") != files(folder / "through/epoch_0001")
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed(data, folder):

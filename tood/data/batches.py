@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
 from tood.data.coco import CocoData, ImageRecord
+from tood.data.mixing import ALONE, Pairing, Partners
+from tood.data.sampler import TrainSampler
 from tood.data.targets import Targets, pad_targets
 from tood.data.transforms import Sample, load_sample, resize_shape
 from tood.errors import DataError, ToodError
@@ -95,43 +97,7 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-# -- training: every image once an epoch, in an order that (seed, epoch) fixes ------------------------------------------
-
-
-class TrainSampler:
-    """Which images form which batch of an epoch: landscape with landscape, portrait with portrait.
-
-    A global batch is `batch_size * world` images; rank r takes its r-th part. So neither the batches nor their order
-    depend on how many ranks share them, and all ranks have the same number of full batches.
-
-    No image is left out: what does not fill a batch of its own shape goes, both shapes together, into mixed batches
-    (one or two an epoch), and the last of these is completed by `repeats` images from the start of the epoch's
-    shuffled order, which thus come twice.
-    """
-
-    def __init__(self, landscape: np.ndarray, *, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        """landscape: bool [I], width >= height; batch_size: images of this rank."""
-        self.landscape, self.seed = landscape, seed
-        self.global_size, self.part = batch_size * world, slice(rank * batch_size, (rank + 1) * batch_size)
-
-    def __len__(self) -> int:
-        return -(-len(self.landscape) // self.global_size)
-
-    @property
-    def repeats(self) -> int:
-        return len(self) * self.global_size - len(self.landscape)
-
-    def batches(self, epoch: int) -> np.ndarray:
-        """Image indices i64 [len(self), batch_size] of this rank in an epoch."""
-        draw = np.random.default_rng((self.seed, epoch))
-        order = draw.permutation(len(self.landscape))
-        full, rest = [], []
-        for bucket in (order[self.landscape[order]], order[~self.landscape[order]]):
-            filled = len(bucket) // self.global_size * self.global_size
-            full.append(bucket[:filled])
-            rest.append(bucket[filled:])
-        whole = np.concatenate([*full, *rest, np.resize(order, self.repeats)]).reshape(-1, self.global_size)
-        return whole[draw.permutation(len(whole)), self.part]
+# -- training: every image once an epoch, in `tood.data.sampler`'s order ---------------------------------------------
 
 
 def learnable(data: CocoData, config: DataConfig) -> list[ImageRecord]:
@@ -145,9 +111,20 @@ def learnable(data: CocoData, config: DataConfig) -> list[ImageRecord]:
 class TrainLoader:
     """Batches for training on one rank; one object serves all epochs, so that its loader processes start once."""
 
-    def __init__(self, data: CocoData, config: DataConfig, *, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        """batch_size: images of this rank. Raises DataError like `learnable`."""
-        self.images = learnable(data, config)
+    def __init__(
+        self,
+        data: CocoData,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        epochs: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        """batch_size: images of this rank; epochs: of the whole training, None: without end. Raises DataError like `learnable`."""
+        self.images, self.augment = learnable(data, config), config.augment
+        self.mixing_ends = math.inf if epochs is None else epochs - config.augment.last_epochs_off
         landscape = np.array([r.width >= r.height for r in self.images])
         self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)
         self._loader = Loader(config, training=True)
@@ -161,9 +138,14 @@ class TrainLoader:
 
         The batches before it are skipped without reading a file. Starting an epoch ends the one before.
         """
-        seed = self.sampler.seed
+        seed, pairing = self.sampler.seed, None
+        if (self.augment.mosaic or self.augment.mixup) and epoch < self.mixing_ends:
+            pairing = Pairing(self.images, self.augment, seed, epoch)
         self._loader.work[:] = [
-            [(self.images[i], (seed, epoch, self.images[i].image_id % 2**64)) for i in batch]
+            [
+                Order(self.images[i], (seed, epoch, self.images[i].image_id % 2**64), pairing.of(i) if pairing else ALONE)
+                for i in batch
+            ]
             for batch in self.sampler.batches(epoch)[start_batch:].tolist()
         ]
         return iter(self._loader)
@@ -175,24 +157,47 @@ class TrainLoader:
 # -- evaluation: every image exactly once over all ranks -------------------------------------------------------------
 
 
-def eval_loader(data: CocoData, config: DataConfig, *, batch_size: int, rank: int = 0, world: int = 1) -> "Loader":
+def eval_loader(
+    data: CocoData,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    scales: Sequence[float] = (1.0,),
+) -> "Loader":
     """Batches of images that have the same padded size, dealt out to the ranks in turn, the largest first.
 
     No batch adds padding to what an image has alone, so that results depend neither on batch_size nor on world.
     The last batch of a size may be smaller, and a rank may get a batch less than another (or none at all).
+    scales: times the configuration's sides; each batch comes once for each of them, one after the other.
     """
     loader = Loader(config, training=False)
-    padded = {r.image_id: _padded(*resize_shape(r.height, r.width, config.long_side, config.short_side)) for r in data.images}
-    by_size = sorted(data.images, key=lambda r: (-math.prod(padded[r.image_id]), padded[r.image_id], r.image_id))
+    bounds = [(config.long_side * scale, config.short_side * scale) for scale in scales]
+    padded = {r.image_id: [_padded(*resize_shape(r.height, r.width, *sides)) for sides in bounds] for r in data.images}
+    by_size = sorted(data.images, key=lambda r: (-sum(map(math.prod, padded[r.image_id])), padded[r.image_id], r.image_id))
     batches = []
     for _, alike in itertools.groupby(by_size, key=lambda r: padded[r.image_id]):
         while batch := list(itertools.islice(alike, batch_size)):
-            batches.append([(record, ()) for record in batch])
-    loader.work[:] = batches[rank::world]
+            batches.append(batch)
+    loader.work[:] = [[Order(r, scale=scale) for r in batch] for batch in batches[rank::world] for scale in scales]
     return loader
 
 
 # -- loader processes ------------------------------------------------------------------------------------------------
+
+
+class Order(NamedTuple):
+    """What a loader process needs to know of a sample."""
+
+    record: ImageRecord
+    seed: tuple[int, ...] = ()  # of its randomness
+    partners: Partners = ALONE  # the images to be mixed with it
+    scale: float = 1.0  # times the configuration's sides
+
+    @property
+    def how(self) -> dict:
+        return {"seed": self.seed, "partners": self.partners, "scale": self.scale}
 
 
 class Loader:
@@ -203,7 +208,7 @@ class Loader:
     """
 
     def __init__(self, config: DataConfig, *, training: bool):
-        self.work: list[list[tuple[ImageRecord, tuple[int, ...]]]] = []  # batches of (record, seed of its randomness)
+        self.work: list[list[Order]] = []  # batches
         options = {}
         if config.workers:
             # Not fork: the trainer has threads (gloo, Ray, MLflow), whose locks a forked child would inherit held; Ray's
@@ -239,9 +244,9 @@ class _Batches(Dataset):
     def __init__(self, config: DataConfig, training: bool):
         self.config, self.training = config, training
 
-    def __getitem__(self, items: list[tuple[ImageRecord, tuple[int, ...]]]) -> Batch | ToodError:
+    def __getitem__(self, orders: list[Order]) -> Batch | ToodError:
         try:
-            return collate([load_sample(r, self.config, training=self.training, seed=seed) for r, seed in items])
+            return collate([load_sample(order.record, self.config, training=self.training, **order.how) for order in orders])
         except ToodError as error:
             return error
 

@@ -5,98 +5,86 @@ from 0, and the files do not say which. Image ids count the XML files in the ord
 or less leaves them alone; annotation ids run through the splits.
 """
 
-import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from PIL import Image
-
-from tood.atomic import write_file
-from tood.data.transforms import FORMATS
+from tood.data.conversion import SUFFIXES, Conversion, Entry, Notes, Thing, fit, image_size, inside, refuse, write_splits
 from tood.errors import DataError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SHOWN = 20  # problems that an error's message spells out
-
-
-class Split(NamedTuple):
-    path: Path  # the COCO file
-    images: int
-    boxes: dict[str, int]  # category -> objects, difficult ones included
-
-
-class Conversion(NamedTuple):
-    splits: dict[str, Split]
-    difficult: int  # objects marked so: written as crowds, which are neither trained on nor counted
-    dropped: tuple[str, ...]  # boxes without area, a line each
-    clipped: tuple[str, ...]  # boxes that left their image
-    resized: tuple[str, ...]  # images whose XML gives another size than the file; the file's is taken
-    left_out: tuple[str, ...]  # XML files that no image set names
 
 
 def convert_voc(
     images: Path,
     annotations: Path,
-    lists: dict[str, Path] | None,
+    lists: Mapping[str, Path] | None,
     output: Path,
     *,
     categories: Sequence[str] | None = None,
+    prefix: str = "",
 ) -> Conversion:
     """Write output/instances_<split>.json for each split of `lists`, or output/instances.json of all files without it.
 
     images, annotations: folders whose files share their names up to the suffix. lists: split -> image set, a text file
     whose lines begin with such a name (ImageSets/Main/train.txt). categories: names in the order of their ids 1, 2, ...;
-    by default those found, sorted. Parts of an object (VOC's person layout) are not objects.
+    by default those found, sorted. prefix: put before each file_name, which is relative to `images` without it. Parts of
+    an object (VOC's person layout) are not objects.
 
     Raises DataError that lists every broken XML, missing image or unknown name; nothing is written then.
     """
-    images, annotations, output = Path(images), Path(annotations), Path(output)
-    for folder in (images, annotations):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder")
-    notes, problems = _Notes([], [], []), []
-    image_files = {file.stem: file for file in sorted(images.iterdir()) if file.suffix.lower() in SUFFIXES}
-    entries = {}
-    for image_id, file in enumerate(sorted(annotations.glob("*.xml")), 1):
-        try:
-            entries[file.stem] = _read(file, image_id, image_files, notes)
-        except DataError as error:
-            problems += error.problems
-    if not entries and not problems:
-        problems.append(f"{annotations}: no .xml file in this folder")
-
-    found = {name for entry in entries.values() for name, _, _ in entry.objects}
-    names = list(categories or sorted(found))
-    problems += [f"category {name!r} is not among {', '.join(names)}" for name in sorted(found - set(names))]
+    notes, problems = Notes.empty(), []
+    entries = read_voc(Path(images), Path(annotations), notes, problems, prefix=prefix)
+    names = category_names(entries.values(), categories, problems)
     members = {"": list(entries)} if lists is None else {}
     for split, path in (lists or {}).items():
         members[split] = _read_list(path, entries, problems)
-    _raise(problems)
-
-    splits, number = {}, 1
-    for split, stems in members.items():
-        chosen = [entries[stem] for stem in sorted(stems)]
-        path = output / (f"instances_{split}.json" if split else "instances.json")
-        splits[split or "all"] = Split(path, len(chosen), _write(path, chosen, names, number))
-        number += sum(len(entry.objects) for entry in chosen)
-    difficult = sum(is_difficult for entry in entries.values() for _, _, is_difficult in entry.objects)
-    left_out = sorted(set(entries) - {stem for stems in members.values() for stem in stems})
-    return Conversion(splits, difficult, *map(tuple, notes), tuple(left_out))
+    refuse(problems)
+    notes.left_out.extend(sorted(set(entries) - {stem for stems in members.values() for stem in stems}))
+    chosen = {split: [entries[stem] for stem in sorted(stems)] for split, stems in members.items()}
+    return write_splits(Path(output), chosen, names, notes)
 
 
-class _Entry(NamedTuple):
-    image: dict[str, Any]  # COCO's record
-    objects: list[tuple[str, tuple[float, ...], bool]]  # category, corners, difficult
+def convert_voc_folder(root: Path, output: Path, *, categories: Sequence[str] | None = None) -> Conversion:
+    """The layout of VOC's own sets beneath `root`: JPEGImages, Annotations, ImageSets/Main. file_name is relative to root.
+
+    Of the image sets, those named train, val, trainval and test are taken; VOC's others list the objects of one class.
+    Without any of them, all files are written as one split.
+    """
+    root = Path(root)
+    sets = {name: root / f"ImageSets/Main/{name}.txt" for name in ("train", "val", "trainval", "test")}
+    lists = {name: path for name, path in sets.items() if path.is_file()}
+    if {"train", "val"} <= lists.keys():
+        lists.pop("trainval", None)
+    folders = inside(root, "JPEGImages"), inside(root, "Annotations")
+    return convert_voc(*folders, lists or None, output, categories=categories, prefix="JPEGImages/")
 
 
-class _Notes(NamedTuple):
-    dropped: list[str]
-    clipped: list[str]
-    resized: list[str]
+def read_voc(
+    images: Path, annotations: Path, notes: Notes, problems: list[str], *, prefix: str = "", first: int = 1
+) -> dict[str, Entry]:
+    """Every XML file of a folder by its name without the suffix; image ids count from `first`."""
+    for folder in (images, annotations):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+    image_files = {file.stem: file for file in sorted(images.iterdir()) if file.suffix.lower() in SUFFIXES}
+    entries, files = {}, sorted(annotations.glob("*.xml"))
+    for image_id, file in enumerate(files, first):
+        try:
+            entries[file.stem] = _read(file, image_id, image_files, notes, prefix)
+        except DataError as error:
+            problems += error.problems
+    if not files:
+        problems.append(f"{annotations}: no .xml file in this folder")
+    return entries
+
+
+def category_names(entries, categories: Sequence[str] | None, problems: list[str]) -> list[str]:
+    """The names given, which must hold all that occur; or those that occur, sorted."""
+    found = {thing.category for entry in entries for thing in entry.things}
+    names = list(categories or sorted(found))
+    problems += [f"category {name!r} is not among {', '.join(names)}" for name in sorted(found - set(names))]
+    return names
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -104,29 +92,27 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise DataError("has a DOCTYPE, which VOC does not need and which can define entities that explode; remove it")
 
 
-def _read(file: Path, image_id: int, image_files: dict[str, Path], notes: _Notes) -> _Entry:
+def _read(file: Path, image_id: int, image_files: dict[str, Path], notes: Notes, prefix: str) -> Entry:
     """One XML file. Raises DataError with all its problems."""
     try:
         parser = ElementTree.XMLParser(target=_NoDoctype())
-        parser.feed(file.read_bytes())
+        parser.feed(inside(file.parent, file.name).read_bytes())
         root = parser.close()
     except ElementTree.ParseError as error:
         raise DataError(f"{file}: not XML: {error}") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
     image = image_files.get(file.stem)
     if image is None:
         raise DataError(f"{file}: no image of this name; add it, or remove the XML file")
-    try:
-        with Image.open(image, formats=FORMATS) as picture:
-            width, height = picture.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{image}: cannot be read: {error}") from None
+    width, height, _ = image_size(inside(image.parent, image.name))
     said = tuple(root.findtext(f"size/{side}", "none") for side in ("width", "height"))
     if said != (str(width), str(height)):
         notes.resized.append(f"{file.stem}: {width} x {height}, its XML says {said[0]} x {said[1]}")
 
-    objects, problems = [], []
+    things, problems = [], []
     for element in root.findall("object"):
         name = (element.findtext("name") or "").strip()
         texts = [element.findtext(f"bndbox/{corner}", "") for corner in ("xmin", "ymin", "xmax", "ymax")]
@@ -137,19 +123,13 @@ def _read(file: Path, image_id: int, image_files: dict[str, Path], notes: _Notes
         if not name or not all(map(math.isfinite, corners)):
             problems.append(f"{file}: object {name!r} has the corners {texts}; give it a name and four numbers")
             continue
-        x1, x2 = (min(max(x, 0.0), float(width)) for x in corners[::2])
-        y1, y2 = (min(max(y, 0.0), float(height)) for y in corners[1::2])
-        if x2 <= x1 or y2 <= y1:
-            notes.dropped.append(f"{file.stem}: {name} {corners} has no area")
-            continue
-        if (x1, y1, x2, y2) != corners:
-            notes.clipped.append(f"{file.stem}: {name} {corners} in {width} x {height}")
-        objects.append((name, (x1, y1, x2, y2), element.findtext("difficult", "0").strip() == "1"))
-    _raise(problems)
-    return _Entry({"id": image_id, "file_name": image.name, "width": width, "height": height}, objects)
+        if fitted := fit(corners, width, height, f"{file.stem}: {name}", notes):
+            things.append(Thing(name, fitted, element.findtext("difficult", "0").strip() == "1"))
+    refuse(problems)
+    return Entry({"id": image_id, "file_name": f"{prefix}{image.name}", "width": width, "height": height}, things)
 
 
-def _read_list(path: Path, known: dict[str, _Entry], problems: list[str]) -> list[str]:
+def _read_list(path: Path, known: dict[str, Entry], problems: list[str]) -> list[str]:
     try:
         lines = Path(path).read_text().splitlines()
     except (OSError, ValueError) as error:
@@ -159,33 +139,3 @@ def _read_list(path: Path, known: dict[str, _Entry], problems: list[str]) -> lis
     problems += [f"{path}: {stem!r} has no usable XML file" for stem in stems if stem not in known]
     problems += [f"{path}: {stem!r} occurs {count} times" for stem, count in Counter(stems).items() if count > 1]
     return stems
-
-
-def _write(path: Path, entries: list[_Entry], names: list[str], number: int) -> dict[str, int]:
-    """Write a COCO file with annotation ids from `number` on; objects by category."""
-    annotations = []
-    for entry in entries:
-        for name, (x1, y1, x2, y2), is_difficult in entry.objects:
-            size = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(is_difficult)}
-            ids = {"id": number, "image_id": entry.image["id"], "category_id": names.index(name) + 1}
-            annotations.append(ids | size)
-            number += 1
-    document = {
-        "images": [entry.image for entry in entries],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
-    }
-    try:
-        write_file(path, json.dumps(document, separators=(",", ":")).encode())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
-    counts = Counter(names[a["category_id"] - 1] for a in annotations)
-    return {name: counts[name] for name in names}
-
-
-def _raise(problems: list[str]) -> None:
-    if len(problems) == 1:
-        raise DataError(problems[0], problems)
-    if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DataError("\n  ".join([f"{len(problems)} problems", *problems[:SHOWN], *more]), problems)

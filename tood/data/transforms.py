@@ -1,4 +1,4 @@
-"""From a file to a sample: decode, resize with the ratio kept, flip. Boxes are (x1, y1, x2, y2) in pixels."""
+"""From a file to a sample: decode, resize with the ratio kept, mix with others, flip. Boxes are (x1, y1, x2, y2) in pixels."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from tood.boxes import clip
 from tood.config import DataConfig
 from tood.data.coco import ImageRecord
+from tood.data.mixing import ALONE, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.errors import DataError
 
 MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on
@@ -19,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows m
 
 
 class Sample(NamedTuple):
-    """One image with the objects to learn (crowds are kept apart), after resize and flip."""
+    """One image with the objects to learn (crowds are kept apart), after resize and flip. Of several mixed: the first's facts."""
 
     image: Tensor  # u8 [3,H,W] RGB
     boxes: Tensor  # f32 [G,4] xyxy px of `image`
@@ -30,28 +31,51 @@ class Sample(NamedTuple):
     crowds: Tensor  # f32 [I,4] xyxy px of `image`: regions that hold objects which nobody counted
 
 
-def load_sample(record: ImageRecord, config: DataConfig, *, training: bool, seed: tuple[int, ...] = ()) -> Sample:
-    """Decode and resize an image; in training also draw its scale and flip.
+def load_sample(
+    record: ImageRecord,
+    config: DataConfig,
+    *,
+    training: bool,
+    seed: tuple[int, ...] = (),
+    partners: Partners = ALONE,
+    scale: float = 1.0,
+) -> Sample:
+    """Decode and resize an image; in training also draw its scale and flip, and mix it with its `partners`.
 
     All randomness comes from `seed` (run seed, epoch, image id), so a sample depends neither on the number of loader
-    processes nor on what was loaded before. Raises DataError as `decode_record`.
+    processes nor on what was loaded before. `scale`: times the configuration's sides, for an evaluation's further views.
+    Raises DataError as `decode_record`.
     """
-    image = decode_record(record)
     draw = np.random.default_rng(seed) if training else None
-    short_side = config.short_side
+    short_side = config.short_side * scale
     if training and config.short_side_min > 0:
         short_side = int(draw.integers(config.short_side_min, config.short_side, endpoint=True))
-    height, width = resize_shape(record.height, record.width, config.long_side, short_side)
-    scale = (width / record.width, height / record.height)
-    image = resize(image, (height, width))
+    size = resize_shape(record.height, record.width, config.long_side * scale, short_side)
+    flips = training and draw.random() < config.flip
+    if partners.mosaic:
+        tiles = (record, *partners.mosaic)
+        plan = plan_mosaic(draw, size, [(tile.height, tile.width) for tile in tiles])
+        picture = mosaic(map(_picture, tiles, plan.sizes), plan.centre, size)
+    else:
+        picture = _picture(record, size)
+    if partners.mixup:
+        second = partners.mixup
+        plan = plan_mixup(draw, size, (second.height, second.width))
+        picture = mixup(picture, _picture(second, plan.size), plan.corner)
+    image, boxes, labels, crowds = picture
+    if flips:
+        image, boxes, crowds = image.flip(-1), flip_boxes(boxes, size[1]), flip_boxes(crowds, size[1])
+    scales = (size[1] / record.width, size[0] / record.height)
+    return Sample(image, boxes, labels, record.image_id, (record.height, record.width), scales, crowds)
 
-    boxes = resize_boxes(torch.from_numpy(record.boxes), scale, (height, width))
-    if training and draw.random() < config.flip:
-        image, boxes = image.flip(-1), flip_boxes(boxes, width)
+
+def _picture(record: ImageRecord, size: tuple[int, int]) -> Picture:
+    """The image of a record, resized, with its objects and, apart from them, its crowds."""
+    image = resize(decode_record(record), size)
+    scale = (size[1] / record.width, size[0] / record.height)
+    boxes = resize_boxes(torch.from_numpy(record.boxes), scale, size)
     crowd = torch.from_numpy(record.crowd)
-    labels = torch.from_numpy(record.labels)[~crowd]
-    size = (record.height, record.width)
-    return Sample(image, boxes[~crowd], labels, record.image_id, size, scale, boxes[crowd])
+    return Picture(image, boxes[~crowd], torch.from_numpy(record.labels)[~crowd], boxes[crowd])
 
 
 def decode_record(record: ImageRecord) -> Tensor:
@@ -90,7 +114,7 @@ def decode(path: Path) -> Tensor:
     raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
 
 
-def resize_shape(height: int, width: int, long_side: int, short_side: int) -> tuple[int, int]:
+def resize_shape(height: int, width: int, long_side: float, short_side: float) -> tuple[int, int]:
     """(height, width) of the largest image of the same ratio with sides <= long_side and short_side, at least 1 px."""
     scale = min(long_side / max(height, width), short_side / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
@@ -109,7 +133,7 @@ def resize_boxes(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int
     return clip(boxes * torch.tensor([*scale, *scale], dtype=boxes.dtype), *size)
 
 
-def flip_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Boxes [G,4] of the horizontally mirrored image."""
+def flip_boxes(boxes: Tensor, width: Tensor | int) -> Tensor:
+    """Boxes [G,4] of the horizontally mirrored image; its width, or the width [G] of each box's own."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)

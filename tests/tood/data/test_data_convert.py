@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tood.data.coco import read_coco
-from tood.data.convert import convert_voc
+from tood.data.convert import convert_voc, convert_voc_folder
 from tood.errors import DataError
 
 
@@ -103,6 +103,26 @@ def test_unknown_category_and_missing_folder(source):
         convert(source, categories=["cat"])
     with pytest.raises(DataError, match="no such folder"):
         convert_voc(source / "nowhere", source / "Annotations", None, source / "coco")
+
+
+def test_the_layout_of_vocs_own_sets_needs_its_folder_alone(source):
+    (source / "ImageSets/Main").mkdir()
+    for name in ("train", "val"):
+        (source / f"ImageSets/{name}.txt").rename(source / f"ImageSets/Main/{name}.txt")
+    (source / "ImageSets/Main/trainval.txt").write_text("a\nb\nc\n")
+    (source / "ImageSets/Main/dog_train.txt").write_text("a 1\nc -1\n")
+    done = convert_voc_folder(source, source / "coco")
+    assert list(done.splits) == ["train", "val"]
+    data = read_coco(source / "coco/instances_train.json", source)
+    assert [r.path for r in data.images] == [source / "JPEGImages/a.jpg", source / "JPEGImages/c.jpg"]
+
+
+def test_a_link_out_of_the_folders_is_refused(source, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "a.jpg"
+    (source / "JPEGImages/a.jpg").rename(outside)
+    (source / "JPEGImages/a.jpg").symlink_to(outside)
+    with pytest.raises(DataError, match=r"a\.jpg: a link leaves"):
+        convert(source)
 
 
 BOMB = '<!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation>&b;</annotation>'

@@ -1,0 +1,44 @@
+"""A trained model is opened with what its user changes, and looks at images in the ways that are asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import experiment_of, load_values
+from pipeline.detect import open_model, predict
+from tests.tiny import COLOURS, write_experiment
+from tood.checkpoint import ModelInfo, save_model
+from tood.config import TTAConfig, identity
+from tood.detectors import build_detector
+from tood.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    experiment = experiment_of(load_values(str(write_experiment(folder))))
+    weights = build_detector(experiment.model, len(COLOURS)).state_dict()
+    info = ModelInfo(identity(experiment), experiment.hash, list(COLOURS), [1, 2, 3], 1, 4, {}, "0" * 64, {})
+    save_model(folder / "model", weights, info)
+    return folder / "model"
+
+
+def test_a_user_may_ask_for_further_views(model, tmp_path):
+    images = [str(model.parent / "data/val/1.png")]
+    found = {}
+    for name, values in (("plain", None), ("flipped", {"predict": {"tta": {"flip": True}}})):
+        predict(model, images, tmp_path / name, 0.0, values)
+        found[name] = json.loads((tmp_path / name / "predictions.json").read_text())
+    assert found["plain"] != found["flipped"]
+    assert min(map(len, found.values())) > 0
+    *_, detector = open_model(model, {"predict": {"tta": {"scales": [1, 2]}}})
+    assert detector.predict_config.tta == TTAConfig(scales=(1.0, 2.0))
+    with pytest.raises(ConfigError, match=r"predict: tta: its views are merged by NMS"):
+        open_model(model, {"predict": {"nms": False, "tta": {"flip": True}}})
+
+
+def test_what_an_experiment_says_of_training_images_is_no_matter_when_a_model_is_used(model):
+    """The experiment whose data it is may train for longer than the model was."""
+    _, recipe, _ = open_model(model, {"data": {"short_side": 48, "augment": {"mosaic": 1.0, "last_epochs_off": 15}}})
+    assert (recipe.data.short_side, recipe.data.augment.mosaic) == (48, 0)

@@ -1,0 +1,61 @@
+"""A trained model ready for use, as whoever knows torchvision's detectors expects it. Needs torch and torchvision alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tood.checkpoint import Model, ModelInfo, load_into, load_model
+from tood.data.transforms import decode
+from tood.detector import Detector
+from tood.detectors import build_detector
+from tood.recipe import Recipe, recipe_of
+
+
+class TrainedDetector:
+    """A detector with its weights, its classes' names by label, and the image size it was trained for."""
+
+    def __init__(self, model: Model, recipe: Recipe, detector: Detector):
+        self.info: ModelInfo = model.info
+        self.names: list[str] = model.info.names
+        self.recipe, self.detector = recipe, detector
+
+    def predict(self, images: Sequence[Tensor | str | Path], threshold: float = 0.0) -> list[dict[str, Tensor]]:
+        """RGB images [3, H, W], uint8 or float in [0, 1], or image files -> an image each {"boxes", "scores", "labels"}.
+
+        boxes [D, 4] are xyxy in pixels of the image, scores [D] descend, labels [D] index `names`; on the CPU. Images are
+        resized as in training. threshold: lowest score. Raises DataError for files that cannot be decoded.
+        """
+        sides = {"long_side": self.recipe.data.long_side, "short_side": self.recipe.data.short_side}
+        found = []
+        for image in images:  # one by one: each with the padding of its own size, and little memory
+            pixels = image if isinstance(image, Tensor) else decode(Path(image))
+            (result,) = self.detector.predict([pixels], **sides)
+            keep = result["scores"] >= threshold
+            found.append({key: value[keep].cpu() for key, value in result.items()})
+        return found
+
+    __call__ = predict
+
+    def to(self, device: str | torch.device) -> "TrainedDetector":
+        self.detector.to(device)
+        return self
+
+
+def load(path: str | Path, device: str | torch.device | None = None) -> TrainedDetector:
+    """A model from its folder, a checkpoint's folder or a .safetensors file; on the GPU if there is one, or on `device`.
+
+    Every byte is verified and no code is read. Raises CheckpointError.
+    """
+    model = load_model(Path(path).expanduser())
+    recipe = recipe_of(model.info.config)
+    return TrainedDetector(model, recipe, detector_of(model, recipe)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def detector_of(model: Model, recipe: Recipe) -> Detector:
+    """The detector that a recipe describes with a model's weights, in eval mode. Raises CheckpointError where they do not fit."""
+    names = model.info.names
+    detector = build_detector(recipe.model, len(names), recipe.predict)
+    load_into(detector, model.weights, names_from=names, names=names, class_layers=detector.CLASS_LAYERS)
+    return detector.eval()
