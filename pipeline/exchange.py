@@ -13,7 +13,7 @@ from pipeline.detect import evaluate_model, image_files, open_model
 from pipeline.registry.models import Version
 from pipeline.registry.registration import register_folder
 from pipeline.site import tracking_address
-from pipeline.storage.store import open_store
+from pipeline.storage.opening import open_store
 from tood import __version__
 from tood.checkpoint import ModelInfo, save_model
 from tood.config import config_hash, identity

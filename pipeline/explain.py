@@ -14,7 +14,8 @@ from pipeline.detect import image_files, open_model, require_same_classes
 from pipeline.plots.explanation import explanation_picture
 from pipeline.tracking.log_to import log_to
 from tood.checkpoint import Model
-from tood.data.coco import ImageRecord, read_split
+from tood.data.coco import read_split
+from tood.data.record import ImageRecord
 from tood.data.transforms import decode, load_sample, resize, resize_shape
 from tood.detector import Detector
 from tood.errors import DataError

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pipeline.reports.statistics import mean_error
 from pipeline.space import swept_keys
+from pipeline.statistics import mean_error
 from tood.config import hash_of
 from tood.errors import ConfigError
 

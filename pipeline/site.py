@@ -10,7 +10,8 @@ from pipeline.config import Experiment
 from pipeline.data.cache import local_data
 from pipeline.data.source import is_remote, open_source
 from pipeline.detect import find_model
-from pipeline.storage.store import Store, check, open_store
+from pipeline.storage.opening import check, open_store
+from pipeline.storage.store import Store
 from pipeline.tracking.access import connect, resolve_uri
 from pipeline.tracking.runs import experiment_id
 from tood.errors import ConfigError

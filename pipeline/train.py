@@ -30,7 +30,8 @@ from pipeline.errors import ClusterError
 from pipeline.plots import runs as plots
 from pipeline.registry.models import pull
 from pipeline.storage.checkpoints import fetch, remove_checkpoint, upload_checkpoint
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.opening import open_store
+from pipeline.storage.store import Store
 from pipeline.tracking.notes import describe_run
 from pipeline.tracking.runs import DETECTIONS, Run
 from tood.config import DataConfig, build, identity, to_dict

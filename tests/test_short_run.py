@@ -16,7 +16,7 @@ from pipeline.config import load_values
 from pipeline.errors import IntegrityError
 from pipeline.publish import conclude
 from pipeline.registry.models import pull
-from pipeline.storage.store import open_store
+from pipeline.storage.opening import open_store
 from pipeline.sweep import make_plan, run_sweep
 from tests.servers import mlflow_server, s3_server
 from tests.tiny import write_experiment

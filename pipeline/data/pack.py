@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from pipeline.data.manifest import MANIFEST, Manifest, PackedFile, Shard
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.storage.store import CHUNK, Store, check_key, open_store
+from pipeline.storage.opening import open_store
+from pipeline.storage.store import CHUNK, Store, check_key
 from tood.errors import DataError
 
 SHARD = 256 << 20  # bytes of files after which a shard is closed

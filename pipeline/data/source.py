@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from pipeline.errors import ChangedObjectError, MissingObjectError, StorageError
-from pipeline.storage.store import CHUNK, ObjectInfo, check_key, open_store
+from pipeline.storage.opening import open_store
+from pipeline.storage.store import CHUNK, ObjectInfo, check_key
 from pipeline.tracking.facts import redact
 
 ATTEMPTS = 5  # of a request that the network or a busy server broke

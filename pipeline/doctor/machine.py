@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.doctor.examination import Finding, Patient
+from pipeline.doctor.finding import Finding, Patient
 
 SHOWN = ("torch", "torchvision", "ray", "mlflow", "numpy")
 FREE_BYTES = 2e9, 20e9  # of a disk: below the first a problem, below the second advice

@@ -20,7 +20,8 @@ from pipeline.errors import MissingObjectError, RegistryError
 from pipeline.registry.access import DIGEST
 from pipeline.registry.serving import describing_files
 from pipeline.storage.checkpoints import Manifest, Readable, fetch, read_manifest, verify
-from pipeline.storage.store import Store, file_chunks, open_store
+from pipeline.storage.opening import open_store
+from pipeline.storage.store import Store, file_chunks
 from pipeline.tracking.facts import redact
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file is noise in logs

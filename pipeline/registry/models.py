@@ -33,7 +33,8 @@ from pipeline.registry.card import Provenance, about, card
 from pipeline.registry.files import download, put_source
 from pipeline.registry.promotion import RETIRED, ROLLED_BACK, Decision, decide, history_of, settle
 from pipeline.storage.checkpoints import Manifest, verify
-from pipeline.storage.store import Store, taking_turns
+from pipeline.storage.store import Store
+from pipeline.storage.turns import taking_turns
 from pipeline.tracking.facts import redact
 from pipeline.tracking.runs import Run
 

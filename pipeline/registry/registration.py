@@ -14,7 +14,8 @@ from pipeline.registry.models import Info, Version, publish
 from pipeline.storage.checkpoints import Manifest, read_manifest
 from pipeline.storage.checkpoints import verify as verify_stored
 from pipeline.storage.folder import FolderStore
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.opening import open_store
+from pipeline.storage.store import Store
 from pipeline.tracking.facts import redact
 from pipeline.tracking.runs import CHECKPOINT, Run, experiment_id
 from tood.checkpoint import verify

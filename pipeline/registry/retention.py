@@ -27,7 +27,8 @@ from pipeline.registry.files import CHECKPOINTS, MODELS
 from pipeline.registry.models import KEEP
 from pipeline.registry.promotion import RETIRED
 from pipeline.storage.checkpoints import MANIFEST, latest, remove_checkpoint
-from pipeline.storage.store import Entry, Store, taking_turns
+from pipeline.storage.store import Entry, Store
+from pipeline.storage.turns import taking_turns
 from pipeline.tracking.runs import CHECKPOINT, IDENTITY, SWEEP
 
 DAY = 86_400.0  # seconds

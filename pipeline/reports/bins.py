@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.reports.statistics import t_quantile
 from pipeline.reports.svg import number
 from pipeline.reports.sweep_facts import Trial, Word
+from pipeline.statistics import t_quantile
 
 FEW = 20  # values that are shown as they are
 BINS = 8

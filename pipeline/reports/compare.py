@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.reports.statistics import (
+from pipeline.reports.subjects import Subject
+from pipeline.statistics import (
     LEVEL,
     RESAMPLES,
     Difference,
@@ -20,7 +21,6 @@ from pipeline.reports.statistics import (
     permutation_p,
     simultaneous,
 )
-from pipeline.reports.subjects import Subject
 from tood.evaluation import Truth
 from tood.image_matches import NAMES, ImageMatches, image_matches, side_by_side, weighted_figures
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from pipeline.reports.charts import CLASSES, WIDTH
-from pipeline.reports.statistics import Difference
 from pipeline.reports.svg import ACCENT, INK, MUTED, WARM, Chart
+from pipeline.statistics import Difference
 
 
 def forest(differences: Mapping[str, Difference]) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.reports import html_page as html
 from pipeline.reports.compare import Comparison, as_values, compare, letter, notable_classes, table
 from pipeline.reports.compare_charts import class_forest, forest
-from pipeline.reports.statistics import simultaneous
 from pipeline.reports.subjects import Place, read_subjects
+from pipeline.statistics import simultaneous
 from pipeline.tracking.access import connect
 from pipeline.tracking.log_to import log_to
 from tood.atomic import write_file

@@ -14,10 +14,10 @@ from pipeline.reports import charts
 from pipeline.reports import html_page as html
 from pipeline.reports.bins import Axis, axis_of, told_apart
 from pipeline.reports.compare import compare, verdict
-from pipeline.reports.statistics import Sample, between_seeds, difference, mean_error
 from pipeline.reports.subjects import Place, read_subjects
 from pipeline.reports.svg import SEQUENCE, nice_ticks
 from pipeline.reports.sweep_facts import Facts, Trial, gather, per_class
+from pipeline.statistics import Sample, between_seeds, difference, mean_error
 from pipeline.tracking.access import connect
 from pipeline.tracking.facts import flat_params
 from pipeline.tracking.runs import Run

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, Protocol
 
 from pipeline.errors import IntegrityError, MissingObjectError, StorageError
 from pipeline.storage.folder import FolderStore
-from pipeline.storage.store import Store, check_key, open_store
+from pipeline.storage.opening import open_store
+from pipeline.storage.store import Store, check_key
 
 MANIFEST = "manifest.json"
 _POINTER_ATTEMPTS = 100  # each refusal means that another writer got through

@@ -108,7 +108,8 @@ class FolderStore(Store):
     def _lock(self, key: str) -> Iterator[None]:
         folder = self.root / ".locks"
         _make_folder(folder)
-        with (folder / hashlib.sha256(key.encode()).hexdigest()[:16]).open("w") as file:
+        # Of few names, since nobody may remove one; that keys share a lock costs nothing.
+        with (folder / hashlib.sha256(key.encode()).hexdigest()[:2]).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # held by the open file: excludes threads as well as processes
             yield
 

@@ -121,7 +121,7 @@ def _promote(options: argparse.Namespace) -> None:
     values, tracking, output = values_and_places(options.measure, options.set)
     measured = []
     if options.measure:
-        from pipeline.registry.rivals import measure
+        from pipeline.rivals import measure
 
         measured = measure(tracking, options.version, values, output / "models", metric=options.metric)
         for one in measured if not options.json else []:
@@ -169,7 +169,7 @@ def _tracking(options: argparse.Namespace) -> str:
 
 
 def _store(options: argparse.Namespace):
-    from pipeline.storage.store import open_store
+    from pipeline.storage.opening import open_store
 
     values, _, output = values_and_places(None, options.set)
     return open_store((values.get("storage") or {}).get("url") or str(output / "store"))

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from pipeline.errors import IntegrityError
 from pipeline.registry.models import publish, pull
 from pipeline.storage.checkpoints import fetch, latest, upload_checkpoint
-from pipeline.storage.store import Store, check, open_store
+from pipeline.storage.opening import check, open_store
+from pipeline.storage.store import Store
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.servers import mlflow_server, postgres, s3_server
 
@@ -125,7 +126,7 @@ def test_an_upload_killed_midway_leaves_no_checkpoint(bucket, tmp_path):
 import os, signal
 from pathlib import Path
 from pipeline.storage.checkpoints import upload_checkpoint
-from pipeline.storage.store import open_store
+from pipeline.storage.opening import open_store
 from pipeline.storage.s3 import S3Store
 create = S3Store.create
 def killed(self, key, source):

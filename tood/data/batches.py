@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
-from tood.data.coco import CocoData, ImageRecord
+from tood.data.coco import CocoData
 from tood.data.mixing import ALONE, Pairing, Partners
+from tood.data.record import ImageRecord
 from tood.data.sampler import TrainSampler
 from tood.data.targets import Targets, pad_targets
 from tood.data.transforms import Sample, load_sample, resize_shape

@@ -12,27 +12,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from tood.config import DataConfig
+from tood.data.record import ImageRecord
+from tood.data.transforms import decode_record
 from tood.errors import DataError
 from tood.results import is_box, is_id, is_number, read_json
 
 TOLERANCE = 1.0  # px that a box may stick out of its image (rounding of annotation tools); it is clipped
 SHOWN = 20  # problems that an error's message spells out; DataError.problems holds them all
-
-
-class ImageRecord(NamedTuple):
-    image_id: int
-    path: Path
-    height: int
-    width: int
-    boxes: np.ndarray  # f32 [G,4] xyxy px, inside the image, crowds included
-    labels: np.ndarray  # i64 [G], 0-based
-    crowd: np.ndarray  # bool [G]: a group of objects; never an object to learn
-    areas: np.ndarray | None = None  # f64 [G] as annotated: COCO's small, medium and large go by it
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,6 @@ def read_coco(
 
 def check_images(data: CocoData) -> list[str]:
     """Decode every image; a line for each that is broken or has not the size that the JSON says."""
-    from tood.data.transforms import decode_record  # that file reads ImageRecord from this one
 
     def problem(record: ImageRecord) -> str | None:
         try:

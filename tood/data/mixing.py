@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tood.boxes import clip
 from tood.config import AugmentConfig
-from tood.data.coco import ImageRecord
+from tood.data.record import ImageRecord
 
 FILL = 114  # grey where no image lies, near ImageNet's mean
 MIN_SIDE = 2.0  # px; an object of which no more is left in width or height is dropped

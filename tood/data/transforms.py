@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 
 from tood.boxes import clip
 from tood.config import DataConfig
-from tood.data.coco import ImageRecord
 from tood.data.mixing import ALONE, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
+from tood.data.record import ImageRecord
 from tood.errors import DataError
 
 MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on

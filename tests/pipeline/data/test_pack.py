@@ -15,7 +15,7 @@ from pipeline.data.manifest import MANIFEST, Manifest, PackedFile, Shard, parse_
 from pipeline.data.pack import pack
 from pipeline.data.room import leave_all
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.storage.store import open_store
+from pipeline.storage.opening import open_store
 from tests.tiny import write_dataset
 from tests.web import web_server
 from tood.config import DataConfig, SplitConfig

@@ -12,7 +12,8 @@ from pipeline.plots import data as plots
 from tests.pipeline.plots.test_runs import picture
 from tests.tiny import write_experiment
 from tests.web import web_server
-from tood.data.coco import CocoData, ImageRecord
+from tood.data.coco import CocoData
+from tood.data.record import ImageRecord
 from tood.data.stats import statistics
 
 PICTURES = ("classes.png", "sizes.png", "shapes.png", "points.png")

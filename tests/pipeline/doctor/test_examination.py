@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.config import experiment_of, load_values
-from pipeline.doctor.examination import Finding, Patient, render, run
+from pipeline.doctor.examination import run
+from pipeline.doctor.finding import Finding, Patient, render
 from pipeline.errors import StorageError
 from tests.servers import free_ports
 from tests.tiny import write_experiment

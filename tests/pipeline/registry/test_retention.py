@@ -12,7 +12,7 @@ from pipeline.registry.promotion import promote, retire
 from pipeline.registry.retention import collect
 from pipeline.storage.checkpoints import fetch, latest, upload_checkpoint
 from pipeline.storage.folder import FolderStore
-from pipeline.storage.store import open_store
+from pipeline.storage.opening import open_store
 from pipeline.tracking.runs import CHECKPOINT, SWEEP, Run, experiment_id
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.pipeline.publisher import Publisher

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.reports.compare import as_values, compare, notable_classes, table, verdict
-from pipeline.reports.statistics import Difference
 from pipeline.reports.subjects import Member, Subject
+from pipeline.statistics import Difference
 from tood.evaluation import Detections, coco_figures, read_truth
 
 CLASSES = ("cup", "dog", "kite")

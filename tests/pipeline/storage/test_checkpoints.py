@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import IntegrityError, MissingObjectError, StorageError
 from pipeline.storage.checkpoints import fetch, fetch_url, latest, remove_checkpoint, upload_checkpoint, verify
 from pipeline.storage.folder import FolderStore
-from pipeline.storage.store import open_store
+from pipeline.storage.opening import open_store
 from tests.pipeline.checkpoints import make_checkpoint
 
 FILES = ["manifest.json", "model/manifest.json", "model/model.safetensors", "training.safetensors"]

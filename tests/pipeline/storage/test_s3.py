@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage.store import check, open_store
+from pipeline.storage.opening import check, open_store
 from tests.servers import free_ports, s3_server
 
 pytestmark = pytest.mark.short_run

@@ -12,7 +12,9 @@ import pytest
 
 from pipeline.errors import IntegrityError, MissingObjectError, StorageError
 from pipeline.storage.folder import FolderStore
-from pipeline.storage.store import Store, check, open_store, taking_turns
+from pipeline.storage.opening import check, open_store
+from pipeline.storage.store import Store
+from pipeline.storage.turns import taking_turns
 
 
 @pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.short_run)])
@@ -37,6 +39,17 @@ def store(place, request) -> Store:
 def test_check_passes_and_leaves_nothing(store):
     check(store)
     assert store.list() == []
+
+
+def test_checks_without_end_leave_no_more_than_one(tmp_path):
+    store = FolderStore(tmp_path)
+    for _ in range(40):
+        check(store)
+    assert list((tmp_path / "check").iterdir()) == []
+    for number in range(2000):
+        with store._lock(str(number)):
+            pass
+    assert len(list((tmp_path / ".locks").iterdir())) <= 256
 
 
 def test_an_object_is_created_once(store):

@@ -17,7 +17,8 @@ from PIL import Image
 
 from tood.config import BackboneConfig, DataConfig
 from tood.data.batches import MEAN, PIXELS, STD, TrainLoader, TrainSampler, collate, eval_loader, normalise, stack_images
-from tood.data.coco import CocoData, ImageRecord
+from tood.data.coco import CocoData
+from tood.data.record import ImageRecord
 from tood.data.transforms import Sample
 from tood.errors import DataError
 
@@ -231,7 +232,8 @@ from typing import get_args, get_type_hints
 import numpy as np
 from tood.config import BackboneConfig, DataConfig
 from tood.data.batches import TrainLoader
-from tood.data.coco import CocoData, ImageRecord
+from tood.data.coco import CocoData
+from tood.data.record import ImageRecord
 
 if __name__ == "__main__":
     record = ImageRecord(1, Path(sys.argv[1]), 30, 40, np.float32([[1, 1, 9, 9]]), np.array([0]), np.array([False]))

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tood.boxes import inside
-from tood.data.coco import CocoData, ImageRecord
+from tood.data.coco import CocoData
+from tood.data.record import ImageRecord
 from tood.data.stats import figures_of, points_inside, size_classes, statistics
 from tood.priors import PriorGrid, make_priors
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tood.config import DataConfig
-from tood.data.coco import ImageRecord
+from tood.data.record import ImageRecord
 from tood.data.transforms import decode, flip_boxes, load_sample, resize, resize_boxes, resize_shape
 from tood.errors import DataError
 

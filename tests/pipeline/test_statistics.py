@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.reports.statistics import (
+from pipeline.statistics import (
     Sample,
     between_seeds,
     difference,

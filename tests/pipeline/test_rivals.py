@@ -2,11 +2,11 @@
 
 import pytest
 
+from pipeline import rivals
 from pipeline.config import load_values
-from pipeline.registry import rivals
 from pipeline.registry.promotion import figures_of, promote
 from pipeline.registry.registration import register_folder
-from pipeline.registry.rivals import measure
+from pipeline.rivals import measure
 from pipeline.storage.folder import FolderStore
 from tests.pipeline.publisher import alias, save_tiny_model
 
