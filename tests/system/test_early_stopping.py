@@ -49,5 +49,5 @@ def test_a_run_that_ended_early_is_not_gone_on_with(tmp_path):
     assert "early stop: val/AP" in first
     assert "was not exceeded by more than 1 in 1 epochs" in first
     again = tood("train", str(experiment), *NEVER_BETTER, "--resume")
-    assert "step" not in again
+    assert "loss" not in again  # not one line of progress
     assert epochs_of(tmp_path, "train") == [[4, 8]]

@@ -47,7 +47,9 @@ def start(head: Head, *words: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "AWS_SECRET_ACCESS_KEY": CANARY}
     command = [sys.executable, "-m", "pipeline.cli", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=head.folder, env=environment, start_new_session=True, **pipes)
+    # A shell's `&` lets its children ignore Ctrl-C, these tests' too; here somebody sits at the terminal.
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(command, cwd=head.folder, env=environment, start_new_session=True, **pipes, **hears)
 
 
 def tood(head: Head, *words: str, code: int = 0) -> tuple[str, str]:

@@ -63,7 +63,7 @@ def test_every_trial_is_a_run_and_the_best_is_in_the_bucket(servers, printed):
     client = MlflowClient(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     trials = client.search_runs(experiments, "tags.`tood.kind` = 'trial'")
-    assert sorted(run.data.params["alpha"] for run in trials) == ["0.5", "1.0"]
+    assert sorted(run.data.params["alpha"] for run in trials) == ["0.5", "1"]
     assert {run.info.status for run in trials} == {"FINISHED"}
     champion = client.get_model_version_by_alias(MODEL, "champion")
     assert champion.source.startswith("s3://lab/")
