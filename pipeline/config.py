@@ -137,7 +137,8 @@ def experiments_folder() -> Path:
 
 def experiment_names() -> list[str]:
     root = experiments_folder()
-    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+    names = (str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("suites/"))  # those are `tood nightly`'s
 
 
 def load_values(name: str, overrides: Iterable[str] = ()) -> dict:

@@ -1,7 +1,7 @@
 """One training run from the command line: name it or find it again, train it on Ray, register what came out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline import cluster
@@ -9,7 +9,7 @@ from pipeline.config import Experiment, experiment_of, to_yaml
 from pipeline.publish import register_best
 from pipeline.registry.models import Version
 from pipeline.repeats import configuration_of
-from pipeline.site import absolute, prepare
+from pipeline.site import Site, absolute, prepare
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.links import chart_url
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, Run
@@ -28,6 +28,39 @@ def train_experiment(
     experiment = absolute(experiment_of(values))
     run = _newest(experiment) if resume else f"{experiment.name}-{experiment.hash}-{time.strftime('%Y%m%d-%H%M%S')}"
     site = prepare(experiment)
+    progress, tracked = train_run(experiment, site, run, stop_after=stop_after, say=say)
+    version = None
+    if progress.best_prefix:
+        version = register_best(
+            site,
+            experiment,
+            prefix=progress.best_prefix,
+            value=progress.best_value,
+            metric=METRIC,
+            run_id=tracked.run_id,
+            params=flat_params(to_dict(experiment)),
+        )
+        tracked.metrics({"best_AP": progress.best_value}, step=0)
+        tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})
+        say(f"best {METRIC} {progress.best_value:.4f} after epoch {progress.best_epoch}")
+        say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
+    tracked.finish("FINISHED")
+    start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
+    say(f"newest checkpoint: {site.store.url_of(progress.prefix)}")
+    say(f"curves:            {chart_url(site.ui, site.experiment_id)}{start}")
+    return progress, version
+
+
+def train_run(
+    experiment: Experiment,
+    site: Site,
+    run: str,
+    *,
+    tags: Mapping[str, str] | None = None,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[Progress, Run]:
+    """Train under a name; the same name again goes on where it was. The MLflow run is left open for what follows training."""
     folder = site.output / run
     folder.mkdir(exist_ok=True)
     (folder / "experiment.yaml").write_text(to_yaml(experiment))
@@ -38,10 +71,10 @@ def train_experiment(
         name=run,
         tags={"tood.kind": "train", "config_hash": experiment.hash}
         | {CONFIGURATION: configuration_of(identity(experiment))}
-        | environment_tags(),
+        | environment_tags()
+        | dict(tags or {}),
     )
-    params = flat_params(to_dict(experiment))
-    tracked.params(params)
+    tracked.params(flat_params(to_dict(experiment)))
     tracked.text(to_yaml(experiment), "experiment.yaml")
     say(f"run {run}: {describe_rate(experiment.train)}")
     try:
@@ -55,33 +88,13 @@ def train_experiment(
                 mlflow_run=tracked.run_id,
                 ray_storage=site.ray_storage(experiment, run),
             )
-            progress = fit(experiment, address, gpus=gpus, stop_after=stop_after, metric=METRIC)
+            return fit(experiment, address, gpus=gpus, stop_after=stop_after, metric=METRIC), tracked
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM as a stopped job gets it
         tracked.finish("KILLED")
         raise
     except BaseException:
         tracked.finish("FAILED")
         raise
-    version = None
-    if progress.best_prefix:
-        version = register_best(
-            site,
-            experiment,
-            prefix=progress.best_prefix,
-            value=progress.best_value,
-            metric=METRIC,
-            run_id=tracked.run_id,
-            params=params,
-        )
-        tracked.metrics({"best_AP": progress.best_value}, step=0)
-        tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})
-        say(f"best {METRIC} {progress.best_value:.4f} after epoch {progress.best_epoch}")
-        say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
-    tracked.finish("FINISHED")
-    start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
-    say(f"newest checkpoint: {site.store.url_of(progress.prefix)}")
-    say(f"curves:            {chart_url(site.ui, site.experiment_id)}{start}")
-    return progress, version
 
 
 def _newest(experiment: Experiment) -> str:

@@ -120,7 +120,15 @@ class Predictor(nn.Module):
         if self.cells == 1:
             return logits
         apart = logits.unflatten(1, (self.cells**2, -1)).transpose(1, 2).flatten(1, 2)
-        return pixel_shuffle(apart, self.cells)[..., : size[0], : size[1]]
+        return _cut(pixel_shuffle(apart, self.cells), *size)
+
+
+def _cut(maps: Tensor, height: int, width: int) -> Tensor:
+    """maps[..., :height, :width]. Traced for all sizes, by indices: whether a slice has gaps would tie the program to a size."""
+    if not isinstance(height, torch.SymInt) and not isinstance(width, torch.SymInt):
+        return maps[..., :height, :width]
+    rows, columns = (torch.arange(side, device=maps.device) for side in (height, width))
+    return maps.index_select(-2, rows).index_select(-1, columns)
 
 
 class DenseHead(nn.Module):

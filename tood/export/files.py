@@ -28,7 +28,7 @@ __all__ = ["FORMATS", "Deviation", "export_detector", "fit", "open_program", "sa
 
 FORMATS = {"torch": ".pt2", "onnx": ".onnx"}
 ABOUT = "tood.json"  # what travels beside the program, as JSON: in a .pt2 an extra file, in ONNX a property `tood`
-SIDES = (160, 4096)  # of an image, with any_size; from 129 on P7 has two cells and more, which the program counts on
+LARGEST = 4096  # side of an image, with any_size
 
 
 def export_detector(
@@ -50,9 +50,10 @@ def export_detector(
     detector = detector.cpu().eval()
     if form == "onnx":
         require_onnx()
-    beyond = [list(image.shape[1:]) for image in images if not all(SIDES[0] <= side <= SIDES[1] for side in image.shape[1:])]
+    least = _least_side(detector)
+    beyond = [list(image.shape[1:]) for image in images if not all(least <= side <= LARGEST for side in image.shape[1:])]
     if any_size and beyond:
-        raise ExportError(f"--dynamic: images have sides from {SIDES[0]} to {SIDES[1]} px, one here is {beyond[0]}; use --size")
+        raise ExportError(f"--dynamic: images have sides from {least} to {LARGEST} px, one here is {beyond[0]}; use --size")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.") as folder:
@@ -66,6 +67,11 @@ def export_detector(
     except OSError as error:
         raise ExportError(f"{file}: cannot be written: {error.strerror or error}") from None
     return deviation
+
+
+def _least_side(detector: Detector) -> int:
+    """Of an image, with any_size: a program counts on maps of two cells and more. P7 has them from 129 on, its half from 257."""
+    return 288 if detector.head.predictor.cells > 1 else 160
 
 
 def _check(
@@ -142,8 +148,8 @@ def _trace(module: ExportedDetector, image: Tensor) -> torch.export.ExportedProg
     """
     shapes = None
     if module.any_size:
-        low, high = SIDES
-        shapes = {"image": {1: Dim("height", min=low, max=high), 2: Dim("width", min=low, max=high)}}
+        low = _least_side(module.detector)
+        shapes = {"image": {1: Dim("height", min=low, max=LARGEST), 2: Dim("width", min=low, max=LARGEST)}}
     try:
         with torch.no_grad():
             return torch.export.export(

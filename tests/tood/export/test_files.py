@@ -169,5 +169,7 @@ def test_every_row_is_written_and_runs(form, row, tmp_path):
 def test_programs_for_all_sizes(form, row, tmp_path):
     pytest.importorskip("onnxruntime")
     images = [photograph(200, 260), photograph(264, 164), photograph(300, 420)]
+    if row == "tscode_atss":  # half of its coarsest map has to have two cells
+        images = [photograph(300, 420), photograph(421, 290), photograph(390, 520), photograph(640, 480)]
     found = export_detector(detector(row), tmp_path / f"x{FORMATS[form]}", form, images, with_nms=True, any_size=True)
     assert found.compared > 60

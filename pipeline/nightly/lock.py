@@ -1,0 +1,107 @@
+"""One night of a suite at a time, on any machine: a pointer in the object store, kept alive by a heartbeat.
+
+Who holds it renews it every BEAT seconds; a holder that was killed loses it LEASE seconds after its last beat.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pipeline.errors import StorageError
+from pipeline.registry.access import who
+from pipeline.storage.store import Store
+
+LEASE, BEAT = 60.0, 10.0  # seconds
+PATIENCE = 5  # attempts to write where several processes do so at once
+
+
+class Held:
+    """A lock that this process has, unless another took it after a silence."""
+
+    def __init__(self, store: Store, key: str, lease: float):
+        self._store, self._key, self._lease = store, key, lease
+        self._owner = uuid.uuid4().hex
+        self._ticket = {"owner": self._owner, "who": f"{who()} on {platform.node()}, process {os.getpid()}", "since": time.time()}
+        self._lost = False
+
+    def check(self) -> None:
+        """Raises StorageError once another process has the lock."""
+        if self._lost:
+            raise StorageError(
+                f"{self._store.url_of(self._key)}: another process took this lock after {self._lease:.0f} s without contact to "
+                "the store; this one stops, run the same command again once the other is done"
+            )
+
+    def _take(self, what: str) -> None:
+        for _ in range(PATIENCE):
+            raw, etag = self._store.read_pointer(self._key)
+            held = _read(raw)
+            if held["until"] > time.time():
+                raise StorageError(_refusal(self._store.url_of(self._key), what, held))
+            if self._store.swap_pointer(self._key, self._bytes(self._lease), etag):
+                return
+        raise StorageError(f"{self._store.url_of(self._key)}: several processes want this lock at once; try again")
+
+    def _renew(self) -> None:
+        raw, etag = self._store.read_pointer(self._key)
+        if _read(raw)["owner"] != self._owner:
+            self._lost = True
+        else:
+            self._store.swap_pointer(self._key, self._bytes(self._lease), etag)
+
+    def _give_up(self) -> None:
+        raw, etag = self._store.read_pointer(self._key)
+        if _read(raw)["owner"] == self._owner:
+            self._store.swap_pointer(self._key, json.dumps({"owner": None, "until": 0}).encode(), etag)
+
+    def _bytes(self, lease: float) -> bytes:
+        return json.dumps(self._ticket | {"until": time.time() + lease, "beat": time.time()}).encode()
+
+
+@contextmanager
+def hold(store: Store, key: str, what: str, *, lease: float = LEASE, beat: float = BEAT) -> Iterator[Held]:
+    """Hold the lock `key` for the length of the block. what: whose it is, in words.
+
+    Raises StorageError, at once, that names who holds it and since when.
+    """
+    held = Held(store, key, lease)
+    held._take(what)
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(beat):
+            with suppress(StorageError):  # a store out of reach for a while is asked again at the next beat
+                held._renew()
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield held
+    finally:
+        over.set()
+        keeper.join()
+        with suppress(StorageError):  # then its lease ends by itself
+            held._give_up()
+
+
+def _refusal(where: str, what: str, held: dict[str, Any]) -> str:
+    since, beat = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held.get(key, 0))) for key in ("since", "beat"))
+    left = max(1, held["until"] - time.time())
+    return (
+        f"{what} runs already: held by {held.get('who', 'an unknown process')} since {since}, last sign of life {beat} ({where}); "
+        f"wait for it, or, if it was killed, {left:.0f} s until its lock ends"
+    )
+
+
+def _read(raw: bytes | None) -> dict[str, Any]:
+    try:
+        values = json.loads(raw)
+        return values | {"until": float(values["until"]), "owner": values["owner"]}
+    except (ValueError, TypeError, KeyError):
+        return {"until": 0.0, "owner": None}  # nobody's, or nothing that a holder wrote

@@ -1,0 +1,81 @@
+"""The lock of a suite: one holder, told by name; alive by its heartbeat; free again after a silence."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.nightly.lock import hold
+from pipeline.storage.opening import open_store
+
+KEY = "nightly/s.lock"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path))
+
+
+def ticket(store) -> dict:
+    return json.loads(store.read_pointer(KEY)[0])
+
+
+def test_the_second_is_refused_at_once_and_told_who_holds_it_since_when(store):
+    with hold(store, KEY, "suite s"):
+        started = time.monotonic()
+        with (
+            pytest.raises(StorageError, match=r"suite s runs already: held by .* on .*, process \d+ since 20\d\d-\d\d-\d\d"),
+            hold(store, KEY, "suite s"),
+        ):
+            pass
+        assert time.monotonic() - started < 1
+    with hold(store, KEY, "suite s"):  # given up
+        pass
+    assert ticket(store)["until"] == 0
+
+
+def test_it_is_given_up_when_the_block_fails(store):
+    with pytest.raises(KeyboardInterrupt), hold(store, KEY, "suite s"):
+        raise KeyboardInterrupt
+    assert ticket(store)["until"] == 0
+
+
+def test_a_heartbeat_keeps_it_beyond_its_lease(store):
+    with hold(store, KEY, "suite s", lease=0.4, beat=0.1) as held:
+        time.sleep(0.8)
+        held.check()
+        with pytest.raises(StorageError), hold(store, KEY, "suite s"):
+            pass
+
+
+def test_a_dead_holders_lock_is_free_after_its_lease_and_the_dead_one_notices_if_it_lives(store):
+    with hold(store, KEY, "suite s", lease=0.2, beat=60) as silent:
+        time.sleep(0.3)
+        with hold(store, KEY, "suite s"):
+            silent._renew()
+            with pytest.raises(StorageError, match="another process took this lock"):
+                silent.check()
+            owner = ticket(store)["owner"]
+        assert owner != silent._owner
+
+
+def test_of_many_at_once_one_gets_it(store):
+    got, refused, gate = [], [], threading.Barrier(8)
+
+    def attempt() -> None:
+        gate.wait()
+        try:
+            with hold(store, KEY, "suite s"):
+                got.append(1)
+                time.sleep(0.5)
+        except StorageError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
