@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import logging
 import os
 import random
 import time
@@ -27,6 +28,8 @@ from botocore.exceptions import (
 from pipeline.errors import ChangedObjectError, MissingObjectError, StorageError
 from pipeline.storage.store import CHUNK, Entry, ObjectInfo, Store, check_key
 from pipeline.tracking.facts import redact
+
+logging.getLogger("botocore").setLevel(logging.WARNING)  # Ray's workers print what is below, some lines at each request
 
 ATTEMPTS = 5  # of a request that met a fault of network or server, of a write that met a conflict, of a broken download
 _TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
