@@ -11,7 +11,7 @@ from pipeline.jobs.submit import STOP_SECONDS, duration
 QUIET_SECONDS = 60  # of silence, after which a line says that the job still runs
 PATIENCE_SECONDS = 180  # that a lost connection is tried again
 POLL_SECONDS = 1.0
-EMPTY_SECONDS = 60  # that a stopped job's processes may take to end
+EMPTY_SECONDS = 120  # that a stopped job's processes may take to end; Ray's own cleaners are slow where a machine is busy
 
 
 def find(server: JobServer, wanted: str) -> Job:
