@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline import published, repeats
 from pipeline.config import METRICS, Experiment, experiment_of, to_yaml
+from pipeline.markdown import markdown_table
 from pipeline.plots import runs as plots
 from pipeline.registry.models import Version, publish
 from pipeline.reports.report import report_sweep
@@ -153,7 +154,7 @@ def ranking(trials: list[Trial], rows: list[dict[str, Any]], metric: str) -> str
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     with_paper = any(row["published"] is not None for row in rows)
     head = ["", *names, metric, "epoch", "minutes", "status", *(["published", "difference"] if with_paper else [])]
-    cells = [head]
+    cells = []
     for place, (trial, row) in enumerate(zip(trials, rows, strict=True), start=1):
         value = "-" if trial.best is None else f"{trial.best:.4f}"
         paper = "-" if row["published"] is None else f"{row['published']:.3f}"
@@ -162,9 +163,7 @@ def ranking(trials: list[Trial], rows: list[dict[str, Any]], metric: str) -> str
         spent = f"{trial.seconds / 60:.1f}"
         end = [paper, apart] if with_paper else []
         cells.append([str(place), *settings, value, str(trial.best_epoch), spent, trial.status.lower(), *end])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]) + "\n"
+    return markdown_table(head, cells)
 
 
 def beside_the_paper(plan: Plan, site: Site, experiment: Experiment, groups: list[repeats.Group]) -> dict[str, str]:

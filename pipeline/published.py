@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config import COSTS, FIGURES, METRICS, Experiment, SweepConfig
+from pipeline.markdown import markdown_table
 from pipeline.space import CELL, cell_of
 from tood.cost import Cost, count_cost
 
@@ -58,17 +59,12 @@ def not_run(sweep: SweepConfig) -> list[Row]:
 def markdown(rows: Sequence[Row]) -> str:
     """A cell is `measured / published (difference)`."""
     settings, figures = _columns(rows)
-    lines = [[*settings, *figures, ""]]
+    lines = []
     for row in rows:
         texts = [_triple(row.measured.get(name), row.published.get(name)) for name in figures]
         lines.append([*(_text(row.settings.get(key)) for key in settings), *texts, row.note])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    table = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return (
-        "\n".join([table[0], rule, *table[1:]])
-        + "\n\nmeasured / published (difference); AP and AR in percent, - is not known here\n"
-    )
+    table = markdown_table([*settings, *figures, ""], lines)
+    return f"{table}\nmeasured / published (difference); AP and AR in percent, - is not known here\n"
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from pipeline.markdown import markdown_table
 from pipeline.space import swept_keys
 from pipeline.statistics import mean_error
 from tood.config import hash_of
@@ -78,7 +79,8 @@ def table(found: Sequence[Group], told: Sequence[Mapping[str, Any]], published: 
     names = list(dict.fromkeys(name for row in told for name in row))
     with_paper = any(figure is not None for figure in published)
     head = ["", *names, f"{metric}, mean ± sd (n)", "standard error", "best", "minutes", "status"]
-    rows = [head + (["published", "difference"] if with_paper else [])]
+    head += ["published", "difference"] if with_paper else []
+    rows = []
     for place, (group, words, paper) in enumerate(zip(found, told, published, strict=True), start=1):
         best = "-" if group.lead.best is None else f"{group.lead.best:.4f} (seed {group.lead.values[SEED]})"
         failed = len([t for t in group.trials if t.best is None])
@@ -89,9 +91,7 @@ def table(found: Sequence[Group], told: Sequence[Mapping[str, Any]], published: 
             row += ["-" if paper is None else f"{paper:.3f}"]
             row += ["-" if None in (paper, group.mean) else f"{group.mean - paper:+.4f}"]
         rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]) + "\n"
+    return markdown_table(head, rows)
 
 
 def in_words(group: Group) -> str:

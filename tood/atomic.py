@@ -19,7 +19,7 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         _write(temporary, data)
         os.rename(temporary, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -32,9 +32,9 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
         for name, data in files.items():
             _write(temporary / name, data)
         for directory in {(temporary / name).parent for name in files}:
-            _sync(directory)
+            sync_folder(directory)
         _swap_in(temporary, folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # what failed, or what was replaced
 
@@ -51,8 +51,9 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -17,12 +17,12 @@ from pipeline.nightly import history
 from pipeline.nightly.bisect import Found
 from pipeline.nightly.code import Code, commits_between, current_code
 from pipeline.nightly.entries import Entries
-from pipeline.nightly.lock import Held, hold
 from pipeline.nightly.page import page_of
 from pipeline.nightly.place import at_place, find_place
 from pipeline.nightly.suite import Suite, entry_hash, experiment_for, metric_names, suite_values
 from pipeline.nightly.trainings import Trained, end_left_open, register_better, remove_what_is_not_needed
 from pipeline.nightly.verdict import Verdict, from_values, markdown, to_values
+from pipeline.storage.lock import Held, hold
 from pipeline.tracking.facts import environment_tags
 from pipeline.tracking.past_runs import artifact
 from pipeline.tracking.runs import Run

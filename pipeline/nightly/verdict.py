@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.markdown import markdown_table
 from pipeline.nightly.judge import Judged, number
 
 WIDTH = 100  # columns of the terminal's table
 SHOWN_COMMITS = 15
-NAME_WIDTH = 32
 WORDS = {"failed": "FAILED", "improved": "improved", "passed": "passed", "new": "new"}
 
 
@@ -109,8 +109,10 @@ def markdown(verdict: Verdict, run_link: Callable[[str], str] = lambda run_id: "
         )
         for j in verdict.judged
     ]  # fmt: skip
-    lines += table(head, rows)
-    lines += ["", "Noise: of accuracy the standard deviation between seeds, of speed the standard error of the ratio's logarithm."]
+    lines += [
+        markdown_table(head, rows),
+        "Noise: of accuracy the standard deviation between seeds, of speed the standard error of the ratio's logarithm.",
+    ]
     lines += ["", f"## Commits since {_since(verdict)}", ""]
     lines += [f"- `{id_[:10]}` {date} {subject}" for id_, date, subject in verdict.commits]
     lines += [verdict.commits_said] if verdict.commits_said else []
@@ -119,7 +121,7 @@ def markdown(verdict: Verdict, run_link: Callable[[str], str] = lambda run_id: "
     if verdict.trainings:
         lines += ["", "## Trainings", ""]
         rows = [(t["entry"], str(t["seed"]), text(t.get("value")), _linked(t["run_id"], run_link)) for t in verdict.trainings]
-        lines += table(("entry", "seed", "figure", "MLflow run"), rows)
+        lines.append(markdown_table(("entry", "seed", "figure", "MLflow run"), rows))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -140,13 +142,6 @@ def change(judged: Judged) -> str:
     if judged.change is None:
         return "-"
     return f"x {judged.change:.2f}" if judged.kind == "speed" else f"{judged.change:+.4f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table's lines."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [head, *rows]]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def _cells(j: Judged) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ reads what the manifest names and nothing else.
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from pipeline.errors import MissingObjectError, RegistryError
 from pipeline.registry.access import DIGEST
 from pipeline.registry.serving import describing_files
 from pipeline.storage.checkpoints import Manifest, Readable, fetch, read_manifest, verify
+from pipeline.storage.lock import Held, hold
 from pipeline.storage.opening import open_store
 from pipeline.storage.store import Store, file_chunks
 from pipeline.tracking.facts import redact
@@ -27,7 +29,13 @@ from pipeline.tracking.facts import redact
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file is noise in logs
 
 WEIGHTS = "model.safetensors"
+KEEPER_PATIENCE = 180.0  # seconds
 MODELS, CHECKPOINTS = "models", "checkpoints"  # folders of a store: models put there by hand, checkpoints of runs
+
+
+def keeping(store: Store) -> AbstractContextManager[Held]:
+    """For whoever registers what lies in a store, or removes from it: one at a time. Raises StorageError."""
+    return hold(store, "registry.turn", "registering or removing models", patience=KEEPER_PATIENCE)
 
 
 def download(version: ModelVersion, tracking_uri: str, destination: Path) -> Path:

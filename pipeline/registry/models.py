@@ -30,17 +30,14 @@ from pipeline.registry.access import (
     turn,
 )
 from pipeline.registry.card import Provenance, about, card
-from pipeline.registry.files import download, put_source
+from pipeline.registry.files import download, keeping, put_source
 from pipeline.registry.promotion import RETIRED, ROLLED_BACK, Decision, decide, history_of, settle
 from pipeline.storage.checkpoints import Manifest, verify
 from pipeline.storage.store import Store
-from pipeline.storage.turns import taking_turns
 from pipeline.tracking.facts import redact
 from pipeline.tracking.runs import Run
 
 __all__ = ["CHAMPION", "DIGEST", "Decision", "Info", "Version", "decide", "models", "publish", "pull", "resolve", "show"]
-
-KEEP = "registry.turn"  # whoever registers what lies in a store, or removes from it, holds this pointer of the store's
 
 
 class Info(TypedDict):
@@ -90,7 +87,7 @@ def publish(
         found = _version_of(client, name, manifest.digest)
         text = "" if found else card(name, known, manifest, Provenance.of_run(client, run_id), licence)
         source = found.source if found else put_source(client, tracking_uri, store, model, run_id, manifest)
-        with taking_turns(store, KEEP), turn(client, name):
+        with keeping(store), turn(client, name):
             found = _version_of(client, name, manifest.digest)
             if not found:
                 store.get_bytes(f"{model}/manifest.json")  # nobody removed it meanwhile, nor will

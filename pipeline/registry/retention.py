@@ -23,15 +23,11 @@ from mlflow.entities import ViewType
 
 from pipeline.errors import IntegrityError, MissingObjectError
 from pipeline.registry.access import DIGEST, all_versions, registry
-from pipeline.registry.files import CHECKPOINTS, MODELS
-from pipeline.registry.models import KEEP
+from pipeline.registry.files import CHECKPOINTS, MODELS, keeping
 from pipeline.registry.promotion import RETIRED
 from pipeline.storage.checkpoints import MANIFEST, latest, remove_checkpoint
 from pipeline.storage.store import Entry, Store
-from pipeline.storage.turns import taking_turns
 from pipeline.tracking.runs import CHECKPOINT, IDENTITY, SWEEP
-
-DAY = 86_400.0  # seconds
 
 
 class Item(NamedTuple):
@@ -57,7 +53,7 @@ def collect(tracking_uri: str, store: Store, *, older_than: float, unknown: bool
         for prefix, entries in _folders(store):
             item = _judge(store, prefix, entries, runs, registered, older_than, unknown)
             if item.goes and remove:
-                with taking_turns(store, KEEP):  # publishers wait, so what is registered now is all
+                with keeping(store):  # publishers wait, so what is registered now is all
                     if _Registered(client).has(store, prefix):
                         item = item._replace(why="registered meanwhile", goes=False)
                     else:

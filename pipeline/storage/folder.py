@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import MissingObjectError, StorageError
 from pipeline.storage.store import CHUNK, Entry, Store, check_key, file_chunks
+from tood.atomic import sync_folder
 
 
 class FolderStore(Store):
@@ -34,7 +35,7 @@ class FolderStore(Store):
                 return False
             finally:
                 staged.unlink()
-            _sync(target.parent)
+            sync_folder(target.parent)
         return True
 
     def chunks(self, key: str) -> Iterator[bytes]:
@@ -68,7 +69,7 @@ class FolderStore(Store):
                 return False
             _make_folder(target.parent)
             os.replace(self._stage(data), target)
-            _sync(target.parent)
+            sync_folder(target.parent)
         return True
 
     def delete(self, key: str) -> None:
@@ -128,12 +129,4 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(folder.parent)

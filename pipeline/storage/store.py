@@ -7,7 +7,6 @@ who read the same state exactly one wins (`read_pointer`, `swap_pointer`). `pipe
 
 import hashlib
 import re
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,19 +101,6 @@ class Store(ABC):
             if len(data) > limit:
                 raise IntegrityError(f"{self.url_of(key)}: larger than {limit} bytes, which this object never is")
         return bytes(data)
-
-    def get_file(self, key: str, path: Path) -> None:
-        """Download the object to `path`, which appears complete or not at all."""
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as file:
-                for chunk in self.chunks(key):
-                    file.write(chunk)
-            temporary.replace(path)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _require_equal(self, key: str, wanted: Iterator[bytes]) -> None:
         ours, theirs = _sha256(wanted), _sha256(self.chunks(key))

@@ -40,3 +40,17 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny_model(folder, seed=1, metrics={"val/AP": 0.6, "val/AP50": 0.7})
     return save_tiny_model(folder)
+
+
+@pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.short_run)])
+def place(request, tmp_path_factory):
+    """URL of a store, in a folder and in a bucket; each test adds a name of its own."""
+    if request.param == "folder":
+        yield str(tmp_path_factory.mktemp("folder"))
+        return
+    from tests.servers import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env().items():
+            patch.setenv(name, value)
+        yield f"s3://{server.make_bucket('tests')}"

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import torch
 
-from tood.checkpoint import (
-    ModelInfo,
-)
+from tood.checkpoint import ModelInfo
 
 INFO = ModelInfo(
     config={"model": {"tower": "t_head", "layers": 6}, "train": {"lr": 0.1, "milestones": [8, 11], "clip": None}},

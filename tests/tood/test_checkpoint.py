@@ -27,19 +27,6 @@ from tood.checkpoint import (
 )
 from tood.errors import CheckpointError
 
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    save_model(tmp_path / "model", weights(), INFO)
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    save_checkpoint(tmp_path / "checkpoint", weights(), INFO, training(), STATE)
-    return tmp_path / "checkpoint"
-
-
 # -- there and back --------------------------------------------------------------------------------------------------
 
 

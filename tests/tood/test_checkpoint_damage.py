@@ -13,30 +13,15 @@ import safetensors
 import safetensors.torch
 import torch
 
-from tests.tood.checkpoints import INFO, STATE, content, training, weights
+from tests.tood.checkpoints import INFO, content, weights
 from tood.checkpoint import (
     digest,
     load_checkpoint,
     load_model,
     read_manifest,
-    save_checkpoint,
-    save_model,
     verify,
 )
 from tood.errors import CheckpointError
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    save_model(tmp_path / "model", weights(), INFO)
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    save_checkpoint(tmp_path / "checkpoint", weights(), INFO, training(), STATE)
-    return tmp_path / "checkpoint"
-
 
 # -- damage ----------------------------------------------------------------------------------------------------------
 

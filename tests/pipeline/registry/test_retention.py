@@ -18,19 +18,6 @@ from tests.pipeline.checkpoints import make_checkpoint
 from tests.pipeline.publisher import Publisher
 
 
-@pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.short_run)])
-def place(request, tmp_path_factory):
-    if request.param == "folder":
-        yield str(tmp_path_factory.mktemp("folder"))
-        return
-    from tests.servers import s3_server
-
-    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.env().items():
-            patch.setenv(name, value)
-        yield f"s3://{server.make_bucket('retention')}"
-
-
 class Lab:
     """Runs with checkpoints in one store, and what `collect` says of them."""
 

@@ -1,11 +1,13 @@
-"""One night of a suite at a time, on any machine: a pointer in the object store, kept alive by a heartbeat.
+"""One holder at a time, on any machine: a lock in a pointer of the object store, kept alive by a heartbeat.
 
-Who holds it renews it every BEAT seconds; a holder that was killed loses it LEASE seconds after its last beat.
+Who holds it renews it every `beat` seconds; a holder that was killed loses it `lease` seconds after its last beat, by the
+machines' clocks.
 """
 
 import json
 import os
 import platform
+import random
 import threading
 import time
 import uuid
@@ -14,11 +16,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.errors import StorageError
-from pipeline.registry.access import who
 from pipeline.storage.store import Store
 
 LEASE, BEAT = 60.0, 10.0  # seconds
-PATIENCE = 5  # attempts to write where several processes do so at once
 
 
 class Held:
@@ -27,7 +27,7 @@ class Held:
     def __init__(self, store: Store, key: str, lease: float):
         self._store, self._key, self._lease = store, key, lease
         self._owner = uuid.uuid4().hex
-        self._ticket = {"owner": self._owner, "who": f"{who()} on {platform.node()}, process {os.getpid()}", "since": time.time()}
+        self._ticket = {"owner": self._owner, "who": f"process {os.getpid()} on {platform.node()}", "since": time.time()}
         self._lost = False
 
     def check(self) -> None:
@@ -38,40 +38,42 @@ class Held:
                 "the store; this one stops, run the same command again once the other is done"
             )
 
-    def _take(self, what: str) -> None:
-        for _ in range(PATIENCE):
+    def _take(self, what: str, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while True:
             raw, etag = self._store.read_pointer(self._key)
             held = _read(raw)
-            if held["until"] > time.time():
-                raise StorageError(_refusal(self._store.url_of(self._key), what, held))
-            if self._store.swap_pointer(self._key, self._bytes(self._lease), etag):
+            if held["until"] < time.time() and self._store.swap_pointer(self._key, self._bytes(), etag):
                 return
-        raise StorageError(f"{self._store.url_of(self._key)}: several processes want this lock at once; try again")
+            if time.monotonic() > deadline and held["until"] >= time.time():
+                raise StorageError(_refusal(self._store.url_of(self._key), what, held))
+            time.sleep(random.uniform(0.05, 0.25))
 
     def _renew(self) -> None:
         raw, etag = self._store.read_pointer(self._key)
         if _read(raw)["owner"] != self._owner:
             self._lost = True
         else:
-            self._store.swap_pointer(self._key, self._bytes(self._lease), etag)
+            self._store.swap_pointer(self._key, self._bytes(), etag)
 
     def _give_up(self) -> None:
         raw, etag = self._store.read_pointer(self._key)
         if _read(raw)["owner"] == self._owner:
             self._store.swap_pointer(self._key, json.dumps({"owner": None, "until": 0}).encode(), etag)
 
-    def _bytes(self, lease: float) -> bytes:
-        return json.dumps(self._ticket | {"until": time.time() + lease, "beat": time.time()}).encode()
+    def _bytes(self) -> bytes:
+        now = time.time()
+        return json.dumps(self._ticket | {"until": now + self._lease, "beat": now}).encode()
 
 
 @contextmanager
-def hold(store: Store, key: str, what: str, *, lease: float = LEASE, beat: float = BEAT) -> Iterator[Held]:
+def hold(store: Store, key: str, what: str, *, patience: float = 0, lease: float = LEASE, beat: float = BEAT) -> Iterator[Held]:
     """Hold the lock `key` for the length of the block. what: whose it is, in words.
 
-    Raises StorageError, at once, that names who holds it and since when.
+    Raises StorageError after `patience` seconds of waiting (at once by default) that names who holds it and since when.
     """
     held = Held(store, key, lease)
-    held._take(what)
+    held._take(what, patience)
     over = threading.Event()
 
     def keep() -> None:
