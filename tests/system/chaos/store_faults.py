@@ -54,9 +54,8 @@ class Lab:
         self.run_id = client.create_run(experiment_id(self.tracking, NAME)).info.run_id
         self.number = 0
         first = self.scenario()
-        first.work()  # the first champion
         self.proxy.arm()
-        self.scenario().work()
+        first.work()  # its model is the first champion
         self.requests = self.proxy.seen
 
     def scenario(self) -> "Scenario":
