@@ -120,7 +120,8 @@ class Outbox:
                     return
                 before, self._trouble = self._trouble, trouble
                 if not trouble:
-                    del self._pending[: len(batch)]
+                    sent = {id(entry) for entry in batch}  # inherited ones may have come before them meanwhile
+                    self._pending = [entry for entry in self._pending if id(entry) not in sent]
                     self._late = False
                     if not self._pending:
                         self._arrived()
@@ -144,9 +145,7 @@ class Outbox:
             metrics = [entry for entry in batch if isinstance(entry, Metric)]
             # of points with one key and step the first stays
             new = {(m.key, m.step): m for m in reversed(metrics) if m.step not in self._logged_steps(m.key)}
-            with explained(f"metrics of run {self._run_id}"):
-                ordered = list(reversed(new.values()))
-                mlflow_client(self._uri).log_batch(self._run_id, metrics=ordered, tags=list(tags.values()))
+            self._log([*tags.values(), *reversed(new.values())])
             for key, step in new:
                 self._steps[key].add(step)
         except TrackingError as error:
@@ -154,6 +153,32 @@ class Outbox:
         except Exception as error:  # a thread that dies of what nobody thought of would lose everything after
             return f"metrics of run {self._run_id}: {type(error).__name__}: {one_line(error)}"
         return ""
+
+    def _log(self, entries: Sequence[Entry]) -> None:
+        """Send; what MLflow refuses while it takes others is left out, so that it does not hold these up for ever."""
+        refused: list[tuple[Entry, TrackingError]] = []
+
+        def log_all(part: Sequence[Entry]) -> None:
+            metrics = [entry for entry in part if isinstance(entry, Metric)]
+            tags = [entry for entry in part if isinstance(entry, RunTag)]
+            try:
+                with explained(f"metrics of run {self._run_id}"):
+                    mlflow_client(self._uri).log_batch(self._run_id, metrics=metrics, tags=tags)
+            except TrackingError as error:
+                if error.transient:
+                    raise
+                if len(part) == 1:
+                    refused.append((part[0], error))
+                else:
+                    log_all(part[: len(part) // 2])
+                    log_all(part[len(part) // 2 :])
+
+        if entries:
+            log_all(entries)
+        if refused and len(refused) == len(entries):
+            raise refused[0][1]
+        for entry, error in refused:
+            log.warning("run %s: %s is left out: %s", self._run_id, entry.key, error)
 
     def _logged_steps(self, key: str) -> set[int]:
         if key not in self._steps:

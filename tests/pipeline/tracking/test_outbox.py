@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import TrackingError
@@ -147,6 +147,37 @@ def test_an_error_that_nobody_thought_of_stops_nothing(uri, client, run_id, monk
     outbox.put([point(0)])
     assert outbox.flush(20) == ""
     assert rows(client, run_id) == [(0, 0.0)]
+
+
+def test_what_is_refused_holds_up_nothing_else(uri, client, run_id, caplog):
+    outbox = Outbox(uri, run_id)
+    with caplog.at_level(logging.WARNING):
+        outbox.put([point(0), point(0, key="x" * 300), RunTag("fine", "1"), RunTag("y" * 300, "1"), point(1), point(2)])
+    assert outbox.flush(20) == ""
+    assert [record.message.count("is left out: ") for record in caplog.records] == [1, 1]
+    assert rows(client, run_id) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert client.get_run(run_id).data.tags["fine"] == "1"
+    assert journals(uri, run_id) == []
+
+
+def test_what_is_inherited_while_others_are_under_way_is_sent_too(uri, client, run_id, monkeypatch):
+    dead = Outbox(uri, run_id)
+    with monkeypatch.context() as away:
+        away.setattr(client, "log_batch", Away(client, "refuses"))
+        dead.put([point(step) for step in range(3)])
+    alive, slow, real = Outbox(uri, run_id), threading.Event(), client.log_batch
+
+    def wait(*arguments, **named):
+        slow.wait(20)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, "CALL_SECONDS", 0.1)
+    monkeypatch.setattr(client, "log_batch", wait)
+    alive.put([point(step) for step in range(3, 6)])
+    dead._give_up()  # dies only now
+    threading.Timer(0.3, slow.set).start()
+    assert alive.flush(20) == ""
+    assert sorted(rows(client, run_id)) == [(step, float(step)) for step in range(6)]
 
 
 def test_the_last_step_is_an_error_where_mlflow_is_away(uri, run_id, monkeypatch, client):
