@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUNS ?= runs
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: install demo stack stack-down test test-system lint format lock ui clean
+.PHONY: install demo stack stack-down test test-system chaos lint format lock ui clean
 
 install: .venv/.installed
 
@@ -39,6 +39,10 @@ test: install
 
 test-system: install
 	$(TEST) -m system tests
+
+# Harm with a seed and a count, then one table of it all; `make test` holds a short cut of each program.
+chaos: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.system.chaos
 
 lint: install
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ class IntegrityError(StorageError):
 class TrackingError(ToodError):
     """MLflow's tracking refuses or is not reachable."""
 
+    transient = False  # it may go well later: the server is out of reach, or has trouble of its own
+
 
 class RegistryError(ToodError):
     """MLflow's model registry refuses, is not reachable, or does not know this model."""

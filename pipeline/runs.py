@@ -31,17 +31,21 @@ def train_experiment(
     progress, tracked = train_run(experiment, site, run, stop_after=stop_after, say=say)
     version = None
     if progress.best_prefix:
-        version = register_best(
-            site,
-            experiment,
-            prefix=progress.best_prefix,
-            value=progress.best_value,
-            metric=METRIC,
-            run_id=tracked.run_id,
-            params=flat_params(to_dict(experiment)),
-        )
         tracked.metrics({"best_AP": progress.best_value}, step=0)
-        tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})
+        tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})  # waits for MLflow, which the registry needs too
+        try:
+            version = register_best(
+                site,
+                experiment,
+                prefix=progress.best_prefix,
+                value=progress.best_value,
+                metric=METRIC,
+                run_id=tracked.run_id,
+                params=flat_params(to_dict(experiment)),
+            )
+        except BaseException:
+            tracked.finish("FAILED")
+            raise
         say(f"best {METRIC} {progress.best_value:.4f} after epoch {progress.best_epoch}")
         say(f"registered: models:/{version.name}/{version.version} ({version.decision.reason})")
     tracked.finish("FINISHED")

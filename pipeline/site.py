@@ -1,5 +1,6 @@
 """Where an experiment runs and keeps things: output folder, tracking, object store, Ray's own state. Checked before a start."""
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,14 @@ from pipeline.detect import find_model
 from pipeline.storage.opening import check, open_store
 from pipeline.storage.store import Store
 from pipeline.tracking.access import connect, resolve_uri
+from pipeline.tracking.leftovers import deliver_left
 from pipeline.tracking.runs import experiment_id
 from tood.errors import ConfigError
 from tood.run_state import start
 from tood.training import read_data
 
+log = logging.getLogger(__name__)
+LEFT_SECONDS = 10.0  # longest time that a start spends on what dead processes left for MLflow
 LOCAL_UI = "http://127.0.0.1:5000"  # where `tood ui` serves by default
 
 
@@ -89,6 +93,9 @@ def prepare(experiment: Experiment) -> Site:
         raise ConfigError(f"output: {output} cannot be made ({error.strerror}); choose another folder") from None
     connect(tracking)
     check(store)
+    for left in deliver_left(tracking, LEFT_SECONDS, LEFT_SECONDS / 3):
+        if left.problem:
+            log.warning("an earlier run: %s", left.problem)
     if registered:
         model = find_model(recipe.init, tracking, output / "models")
         if here:

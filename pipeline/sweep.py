@@ -22,7 +22,8 @@ from pipeline.config import Experiment, experiment_of, to_yaml
 from pipeline.errors import ClusterError
 from pipeline.site import Site, absolute, prepare
 from pipeline.tracking.facts import environment_tags, flat_params
-from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run, reconcile
+from pipeline.tracking.leftovers import reconcile
+from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run
 from pipeline.train import Address, fit
 from pipeline.trial_table import TrialTable
 from tood.config import config_hash, identity, to_dict

@@ -30,7 +30,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar 
 
 WEIGHTS = "model.safetensors"
 KEEPER_PATIENCE = 180.0  # seconds
-MODELS, CHECKPOINTS = "models", "checkpoints"  # folders of a store: models put there by hand, checkpoints of runs
 
 
 def keeping(store: Store) -> AbstractContextManager[Held]:

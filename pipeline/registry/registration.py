@@ -9,9 +9,8 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.errors import RegistryError
 from pipeline.registry.access import check_name, registry
-from pipeline.registry.files import CHECKPOINTS, MODELS
 from pipeline.registry.models import Info, Version, publish
-from pipeline.storage.checkpoints import Manifest, read_manifest
+from pipeline.storage.checkpoints import CHECKPOINTS, MODELS, Manifest, read_manifest
 from pipeline.storage.checkpoints import verify as verify_stored
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store

@@ -6,13 +6,13 @@ running; and what was written within the age limit. So space is freed by deletin
 retire`; their bytes are removed here and nowhere else.
 
 Each removal holds the turn that registering holds too and looks at the versions again, so nothing that is registered
-meanwhile is lost. Manifests go first: a reader finds a whole checkpoint or none.
+meanwhile is lost. Manifests go first: a reader finds a whole checkpoint or none. What writes left that were cut off is
+`pipeline.storage.upkeep`'s.
 """
 
 import hashlib
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -23,10 +23,11 @@ from mlflow.entities import ViewType
 
 from pipeline.errors import IntegrityError, MissingObjectError
 from pipeline.registry.access import DIGEST, all_versions, registry
-from pipeline.registry.files import CHECKPOINTS, MODELS, keeping
+from pipeline.registry.files import keeping
 from pipeline.registry.promotion import RETIRED
-from pipeline.storage.checkpoints import MANIFEST, latest, remove_checkpoint
+from pipeline.storage.checkpoints import CHECKPOINTS, MANIFEST, MODELS, latest, pointer_key, read_manifest, remove_checkpoint
 from pipeline.storage.store import Entry, Store
+from pipeline.storage.upkeep import Problem, folders, is_finished
 from pipeline.tracking.runs import CHECKPOINT, IDENTITY, SWEEP
 
 
@@ -50,7 +51,7 @@ def collect(tracking_uri: str, store: Store, *, older_than: float, unknown: bool
         runs = _Runs(client)
         registered = _Registered(client)
         items = []
-        for prefix, entries in _folders(store):
+        for prefix, entries in folders(store):
             item = _judge(store, prefix, entries, runs, registered, older_than, unknown)
             if item.goes and remove:
                 with keeping(store):  # publishers wait, so what is registered now is all
@@ -60,6 +61,27 @@ def collect(tracking_uri: str, store: Store, *, older_than: float, unknown: bool
                         _remove(store, prefix)
             items.append(item)
     return items
+
+
+def missing_versions(tracking_uri: str, store: Store) -> tuple[int, list[Problem]]:
+    """How many versions in use were registered from this store, and those whose files it does not have as they were.
+
+    Their content is `pipeline.storage.upkeep.check`'s to compare; here it is the sha256 of their manifests. Raises
+    RegistryError.
+    """
+    top, count, problems = _place(store.url_of("")), 0, []
+    with registry(tracking_uri) as client:
+        for version in all_versions(client):
+            place = _place(version.source)
+            if RETIRED in version.tags or DIGEST not in version.tags or not place.startswith(f"{top}/"):
+                continue
+            count += 1
+            key, name = place.removeprefix(f"{top}/"), f"models:/{version.name}/{version.version}"
+            try:
+                read_manifest(store, key, version.tags[DIGEST])
+            except (MissingObjectError, IntegrityError) as error:
+                problems.append(Problem(name, str(error), f"register its model again, or `tood models retire {name}`"))
+    return count, problems
 
 
 class _Registered:
@@ -122,8 +144,8 @@ def _judge(
     elif runs.is_live(folder):
         goes, why = False, "its run or sweep is running"
     elif folder in runs.best:
-        if f"{prefix}/{MANIFEST}" not in {entry.key for entry in entries}:
-            goes, why = True, "its upload never finished"
+        if not is_finished(prefix, entries):
+            goes, why = False, "its upload never finished: see `tood storage clean`"
         elif folder not in runs.finished or not runs.best[folder]:
             goes, why = False, "of a run that did not finish"
         elif prefix.endswith(f"/{runs.best[folder]}") or prefix == _latest(store, folder):
@@ -140,7 +162,7 @@ def _judge(
 def _remove(store: Store, prefix: str) -> None:
     top, folder, *_ = prefix.split("/")
     if top == CHECKPOINTS and _latest(store, folder) == prefix:
-        store.delete(f"{top}/{folder}/latest.json")
+        store.delete(pointer_key(folder))
     remove_checkpoint(store, prefix)
 
 
@@ -155,18 +177,6 @@ def _place(url: str) -> str:
     """A URL in one spelling: the same folder may be reached by way of a link."""
     parts = urlsplit(url)
     return os.path.realpath(unquote(parts.path)) if parts.scheme in ("file", "") else url.rstrip("/")
-
-
-def _folders(store: Store) -> Iterator[tuple[str, list[Entry]]]:
-    """(prefix, its objects) of every checkpoint and model, finished or not."""
-    depth = {CHECKPOINTS: 3, MODELS: 2}  # checkpoints/<run>/<step>-<digest>, models/<digest>
-    for top, parts in depth.items():
-        found = defaultdict(list)
-        for entry in store.entries(top):
-            names = entry.key.split("/")
-            if len(names) > parts:  # else a run's pointer to its newest
-                found["/".join(names[:parts])].append(entry)
-        yield from sorted(found.items())
 
 
 def _all_runs(client: MlflowClient) -> Iterator[tuple[MlflowRun, bool]]:

@@ -25,7 +25,9 @@ from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store
 from pipeline.storage.store import Store, check_key
 
+CHECKPOINTS, MODELS = "checkpoints", "models"  # folders of a store: checkpoints of runs, models put there by hand
 MANIFEST = "manifest.json"
+_NAMED = re.compile(rf"{CHECKPOINTS}/[^/]+/\d+-([0-9a-f]{{12}})$")  # a checkpoint's prefix, which has its manifest's digest
 _POINTER_ATTEMPTS = 100  # each refusal means that another writer got through
 
 
@@ -64,16 +66,22 @@ def upload_checkpoint(store: Store, folder: Path, run: str) -> str:
         raise IntegrityError(f"{folder / MANIFEST}: step is {step!r}, expected a count of steps")
     prefix = f"{_run_folder(run)}/{step:08d}-{manifest.digest[:12]}"
     if not _is_stored(store, prefix, manifest):
-        for name in sorted(manifest.files, key=lambda name: (Path(name).name == MANIFEST, name)):
+        wanted = sorted(manifest.files, key=lambda name: (Path(name).name == MANIFEST, name))
+        for name in wanted:
             store.put_file(f"{prefix}/{name}", folder / name)
         store.put_bytes(f"{prefix}/{MANIFEST}", manifest.raw)
+        # Files of an upload cut off long ago may have been cleaned away while this one found them there.
+        there = set(store.list(prefix))
+        for name in wanted:
+            if f"{prefix}/{name}" not in there:
+                store.put_file(f"{prefix}/{name}", folder / name)
     _advance_latest(store, run, step, prefix)
     return prefix
 
 
 def latest(store: Store, run: str) -> str | None:
     """Prefix of the run's checkpoint of the highest step, None before its first."""
-    data, _ = store.read_pointer(_pointer_key(run))
+    data, _ = store.read_pointer(pointer_key(run))
     return None if data is None else _pointer(store, run, data)["prefix"]
 
 
@@ -138,6 +146,9 @@ def read_manifest(store: Readable, prefix: str, expected_digest: str | None = No
     digest = hashlib.sha256(raw).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         raise IntegrityError(f"{url}: sha256 is {digest}, expected {expected_digest}; it is not what was registered")
+    named = _NAMED.match(prefix)
+    if named and not digest.startswith(named[1]):
+        raise IntegrityError(f"{url}: sha256 is {digest}, its folder is named after another; the manifest was altered or damaged")
     try:
         values = json.loads(raw)
         files = {name: File(entry["sha256"], entry["size"]) for name, entry in values["files"].items()}
@@ -184,35 +195,42 @@ def _is_stored(store: Store, prefix: str, manifest: Manifest) -> bool:
 
 
 def _advance_latest(store: Store, run: str, step: int, prefix: str) -> None:
-    data = json.dumps({"step": step, "prefix": prefix}).encode()
+    data = _pointer_bytes(step, prefix)
     for _ in range(_POINTER_ATTEMPTS):
-        current, etag = store.read_pointer(_pointer_key(run))
+        current, etag = store.read_pointer(pointer_key(run))
         if current is not None and (current == data or _pointer(store, run, current)["step"] > step):
             return
-        if store.swap_pointer(_pointer_key(run), data, etag):
+        if store.swap_pointer(pointer_key(run), data, etag):
             return
         time.sleep(random.uniform(0, 0.1))
-    raise StorageError(f"{store.url_of(_pointer_key(run))}: other writers kept changing it; is the run started twice?")
+    raise StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
 
 
 def _pointer(store: Store, run: str, data: bytes) -> dict[str, Any]:
     try:
         pointer = json.loads(data)
-        if type(pointer["step"]) is int and check_key(pointer["prefix"]).startswith(f"{_run_folder(run)}/"):
+        step, prefix = pointer["step"], check_key(pointer["prefix"])
+        named = _NAMED.fullmatch(prefix)  # by its step: a pointer altered to a later one would hold back all that follow
+        if prefix.startswith(f"{_run_folder(run)}/{step:08d}-") and named and data == _pointer_bytes(step, prefix):
             return pointer
     except (ValueError, TypeError, KeyError, StorageError):
         pass
-    raise IntegrityError(f"{store.url_of(_pointer_key(run))}: not a pointer to a checkpoint of this run; delete it")
+    raise IntegrityError(f"{store.url_of(pointer_key(run))}: not a pointer to a checkpoint of this run; delete it")
 
 
-def _pointer_key(run: str) -> str:
+def _pointer_bytes(step: int, prefix: str) -> bytes:
+    return json.dumps({"step": step, "prefix": prefix}).encode()
+
+
+def pointer_key(run: str) -> str:
+    """Where the pointer to a run's newest checkpoint lies."""
     return f"{_run_folder(run)}/latest.json"
 
 
 def _run_folder(run: str) -> str:
     if "/" in run:
         raise StorageError(f"run {run!r}: a run's name in the store has no '/'")
-    return check_key(f"checkpoints/{run}")
+    return check_key(f"{CHECKPOINTS}/{run}")
 
 
 def _join(prefix: str, name: str) -> str:

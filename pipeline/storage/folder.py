@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import MissingObjectError, StorageError
-from pipeline.storage.store import CHUNK, Entry, Store, check_key, file_chunks
+from pipeline.storage.store import CHUNK, Entry, Store, Unfinished, check_key, file_chunks
 from tood.atomic import sync_folder
+
+INCOMING = ".incoming"  # folder of the store: complete copies that wait for their name
 
 
 class FolderStore(Store):
@@ -77,6 +79,20 @@ class FolderStore(Store):
         with self._errors("delete", path):
             path.unlink(missing_ok=True)
 
+    def unfinished(self) -> list[Unfinished]:
+        found, folder = [], self.root / INCOMING
+        with self._errors("list", folder):
+            for path in folder.glob("*"):
+                with contextlib.suppress(FileNotFoundError):  # its writer is done
+                    status = path.lstat()
+                    found.append(Unfinished(f"{INCOMING}/{path.name}", status.st_size, status.st_mtime, path.name))
+        return sorted(found)
+
+    def abandon(self, part: Unfinished) -> None:
+        path = self.root / INCOMING / part.id
+        with self._errors("delete", path):
+            path.unlink(missing_ok=True)
+
     def url_of(self, key: str) -> str:
         return self._path(key).as_uri() if key else self.url
 
@@ -88,7 +104,7 @@ class FolderStore(Store):
 
     def _stage(self, source: Path | bytes) -> Path:
         """A complete, synced copy beside the store's objects, waiting to be given its name."""
-        folder = self.root / ".incoming"
+        folder = self.root / INCOMING
         _make_folder(folder)
         staged = folder / uuid.uuid4().hex
         try:

@@ -26,12 +26,13 @@ from botocore.exceptions import (
 )
 
 from pipeline.errors import ChangedObjectError, MissingObjectError, StorageError
-from pipeline.storage.store import CHUNK, Entry, ObjectInfo, Store, check_key
+from pipeline.storage.store import CHUNK, Entry, ObjectInfo, Store, Unfinished, check_key
 from pipeline.tracking.facts import redact
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # Ray's workers print what is below, some lines at each request
 
 ATTEMPTS = 5  # of a request that met a fault of network or server, of a write that met a conflict, of a broken download
+CONNECT_SECONDS, READ_SECONDS = 3, 60  # longest silence of the server's in one attempt
 _TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
 _REMEDIES = {
     "NoSuchBucket": "there is no such bucket; create it or correct the URL",
@@ -61,8 +62,8 @@ class S3Store(Store):
         # Servers other than Amazon's seldom answer to bucket.host; MLflow's variable decides for both of us.
         style = os.environ.get("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE") or ("path" if named or endpoint else "auto")
         config = Config(
-            connect_timeout=3,
-            read_timeout=60,
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
             retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
             s3={"addressing_style": style},
             response_checksum_validation="when_required",  # whoever reads a checkpoint compares its own sha256
@@ -176,6 +177,25 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         with self._errors("delete", key):
             self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def unfinished(self) -> list[Unfinished]:
+        with self._errors("list", ""):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.base)
+            found = [
+                Unfinished(item["Key"].removeprefix(self.base), 0, item["Initiated"].timestamp(), item["UploadId"])
+                for page in pages
+                for item in page.get("Uploads", ())
+                if item["Key"].startswith(self.base)
+            ]
+        return sorted(found)
+
+    def abandon(self, part: Unfinished) -> None:
+        with self._errors("delete", part.key):
+            try:
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=self.base + part.key, UploadId=part.id)
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":
+                    raise
 
     def url_of(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._name(key)}" if key else self.url

@@ -42,6 +42,15 @@ class Entry(NamedTuple):
     modified: float  # when it was written, seconds since 1970 by the store's clock
 
 
+class Unfinished(NamedTuple):
+    """A write that is under way, or was cut off: no reader sees it."""
+
+    key: str  # of the object that it was to be, or a name for a person
+    size: int  # bytes, where the place tells
+    modified: float  # when it began or was last added to, seconds since 1970
+    id: str  # for the store alone
+
+
 class Store(ABC):
     """Objects under keys like "checkpoints/run/00000012-ab34/manifest.json".
 
@@ -74,6 +83,14 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens if there is none."""
+
+    @abstractmethod
+    def unfinished(self) -> "list[Unfinished]":
+        """Writes under way or cut off. What is old will not be finished: who writes begins anew."""
+
+    @abstractmethod
+    def abandon(self, part: Unfinished) -> None:
+        """Remove what was written so far; nothing happens if it is gone, or was finished meanwhile."""
 
     @abstractmethod
     def url_of(self, key: str) -> str:

@@ -4,11 +4,16 @@ Everything takes the address explicitly; MLflow's global address and its stack o
 """
 
 import fcntl
+import logging
 import os
-from collections.abc import Iterator
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -21,6 +26,10 @@ from pipeline.errors import TrackingError
 from pipeline.tracking.facts import redact
 
 CONNECT_SECONDS = 5
+_TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # as MLflow also calls a dead server
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # By default MLflow goes on trying a silent server for a quarter of an hour, and prints addresses of runs to stdout. It
 # reads these at each use.
@@ -103,7 +112,45 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.exceptions.RequestException) as error:
-        raise TrackingError(f"{what}: {one_line(error)}; check that MLflow runs and lets you write") from None
+        failure = TrackingError(f"{what}: {one_line(error)}; check that MLflow runs and lets you write")
+        failure.transient = not isinstance(error, MlflowException) or error.error_code in _TRANSIENT
+        raise failure from None
+
+
+def patiently(what: str, action: Callable[[], T], seconds: float) -> T:
+    """`action`'s result; done again while MLflow is out of reach, for up to `seconds`, but not where it refuses.
+
+    What was asked may have been done although the answer was lost, so `action` must bear repetition. Raises TrackingError.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            with explained(what):
+                return action()
+        except TrackingError as error:
+            if not error.transient or time.monotonic() + pause > deadline:
+                raise
+            log.warning("%s; trying again for %.0f s", error, deadline - time.monotonic())
+        time.sleep(random.uniform(0.5, 1) * pause)
+        pause = min(2 * pause, 10)
+
+
+def bounded(action: Callable[[], object], seconds: float) -> Exception | None:
+    """Why `action` failed, or did not end in time; None where it did its work. Its thread is then left behind."""
+    outcome: Exception | None = TimeoutError(f"not done within {seconds:.0f} s")
+
+    def run() -> None:
+        nonlocal outcome
+        try:
+            action()
+            outcome = None
+        except Exception as error:
+            outcome = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return outcome
 
 
 def server_version(uri: str) -> str:

@@ -2,17 +2,21 @@
 
 A run is found by its identity, a tag that a retry or a resume computes again, so both land in the run they began. Runs
 are flat: MLflow's charts hide runs nested under a parent, so trials and their sweep are tied by tags. Only an address
-and ids travel between processes. Parameters must arrive; metrics that cannot be delivered are kept and sent with later
-ones; trouble with artifacts costs a warning and a tag, never the training.
+and ids travel between processes.
+
+MLflow may be away for minutes. Metrics, and tags that describe a run, are kept on disk and sent in order, each point once
+(`pipeline.tracking.outbox`); what must be known before work goes on (run, parameters, other tags, the end) is waited for.
+Trouble with artifacts costs a warning and a tag, never the training. A run whose process was killed is told by a file that
+only a living process keeps locked (`pipeline.tracking.leftovers`).
 """
 
 import json
 import logging
 import posixpath
 import re
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import TrackingError
-from pipeline.tracking.access import explained, mlflow_client, one_line, sqlite_file
+from pipeline.tracking.access import bounded, explained, mlflow_client, one_line, patiently, sqlite_file
 from pipeline.tracking.facts import redact
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.spool import Journal
 
 IDENTITY = "tood.identity"  # tag: what makes a run the same run again
 SWEEP = "tood.sweep"  # tag: the sweep that a trial's run belongs to
@@ -32,10 +38,13 @@ CONFIGURATION = "tood.configuration"  # tag: the hash apart from the seed, which
 CHECKPOINT = "tood.best_checkpoint"  # tag: where the best epoch's checkpoint lies
 DETECTIONS = "best/detections.json.gz"  # artifact: what the best epoch found on the val split, in COCO's results form
 INCOMPLETE = "tood.artifacts_missing"  # tag: artifacts that could not be stored
+DRIVER = "tood.driver"  # tag: token of the process that drives the run
 
 ARTIFACT_SECONDS = 60  # longest time one artifact may hold up its caller
+ARTIFACT_PAUSE_SECONDS = 120  # after a failure no artifact is tried again for so long
 DATASET_ATTEMPTS = 5
-PAUSE_SECONDS = 120  # after a failure nothing of that kind is tried again for so long
+OUTAGE_SECONDS = 300  # so long an outage of MLflow is waited for, where work cannot go on without it or is over
+LAST_SECONDS = 20  # and so long by a process that ends because of something else
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +81,10 @@ class Run:
 
     def __init__(self, uri: str, run_id: str):
         self.uri, self.run_id = uri, run_id
-        self._steps: dict[str, set[int]] = {}  # steps already logged, by metric; looked up at a metric's first use
-        self._pending: list[Metric] = []  # metrics that could not be delivered yet
+        self._outbox = Outbox(uri, run_id)
+        self._alive: Journal | None = None  # of the process that drives the run: its lock says that it lives
         self._missing: list[str] = []  # artifacts given up
-        self._metrics_resume = self._artifacts_resume = 0.0  # monotonic seconds; nothing is tried before
+        self._artifacts_resume = 0.0  # monotonic seconds; none is tried before
 
     def __reduce__(self):
         return Run, (self.uri, self.run_id)
@@ -83,14 +92,20 @@ class Run:
     @classmethod
     def open(cls, uri: str, experiment_id: str, identity: str, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
         """The experiment's run with this identity, made if need be, in status RUNNING. `tags` are set either way."""
-        run = cls.find(uri, experiment_id, identity)
-        client = mlflow_client(uri)
-        with explained(f"run {name!r} of MLflow at {redact(uri)}"):
+
+        def find_or_create() -> "Run":
+            run, client = cls.find(uri, experiment_id, identity), mlflow_client(uri)
             if run:
                 client.update_run(run.run_id, status="RUNNING")
-            else:
-                run = cls(uri, client.create_run(experiment_id, tags={IDENTITY: identity}, run_name=name).info.run_id)
-        run.tags(tags or {})
+                return run
+            return cls(uri, client.create_run(experiment_id, tags={IDENTITY: identity}, run_name=name).info.run_id)
+
+        run, token = patiently(f"run {name!r} of MLflow at {redact(uri)}", find_or_create, OUTAGE_SECONDS), uuid.uuid4().hex
+        run.tags({DRIVER: token, **(tags or {})})
+        try:
+            run._alive = Journal.create(uri, run.run_id, token)
+        except OSError as error:
+            log.warning("run %s: nothing will tell if its process is killed (%s)", run.run_id, error)
         return run
 
     @classmethod
@@ -119,7 +134,8 @@ class Run:
         is not the same experiment.
         """
         texts = {key: _param_text(key, value) for key, value in values.items() if value is not None}
-        with explained(f"parameters of run {self.run_id}"):
+
+        def log_new() -> None:
             logged = mlflow_client(self.uri).get_run(self.run_id).data.params
             for key, text in texts.items():
                 if logged.get(key, text) != text:
@@ -130,8 +146,10 @@ class Run:
             new = [Param(key, text) for key, text in texts.items() if key not in logged]
             mlflow_client(self.uri).log_batch(self.run_id, params=new)
 
+        patiently(f"parameters of run {self.run_id}", log_new, OUTAGE_SECONDS)
+
     def metrics(self, values: Mapping[str, float], step: int, epoch: float | None = None) -> None:
-        """Log numbers at a step, and `epoch` as a metric of its own.
+        """Log numbers at a step, and `epoch` as a metric of its own. Never raises, and soon returns.
 
         A key and step that the run already has is skipped, so steps repeated after a resume leave one point. Characters
         that MLflow does not allow in a key, such as @, become _.
@@ -139,29 +157,24 @@ class Run:
         if epoch is not None:
             values = {**values, "epoch": epoch}
         now = int(time.time() * 1000)
-        self._pending += [Metric(_metric_key(key), float(value), now, step) for key, value in values.items()]
-        if time.monotonic() < self._metrics_resume:
-            return
-        try:
-            self.deliver()
-        except TrackingError as error:
-            self._metrics_resume = time.monotonic() + PAUSE_SECONDS
-            log.warning("%s; %d metrics are kept and sent later", error, len(self._pending))
+        self._outbox.put([Metric(_metric_key(key), float(value), now, step) for key, value in values.items()])
 
     def last_step(self, key: str) -> int | None:
         """The last step at which this metric was logged, by this process or before it."""
-        key = _metric_key(key)
-        return max([*self._logged_steps(key), *(m.step for m in self._pending if m.key == key)], default=None)
+        return self._outbox.last_step(_metric_key(key))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; a tag that exists gets the new value."""
-        tags = [RunTag(key, redact(str(value))) for key, value in values.items()]
-        with explained(f"tags of run {self.run_id}"):
-            mlflow_client(self.uri).log_batch(self.run_id, tags=tags)
+        tags, client = _run_tags(values), mlflow_client(self.uri)
+        patiently(f"tags of run {self.run_id}", lambda: client.log_batch(self.run_id, tags=tags), OUTAGE_SECONDS)
+
+    def note(self, values: Mapping[str, Any]) -> None:
+        """Set tags as metrics are logged: now or later, without raising."""
+        self._outbox.put(_run_tags(values))
 
     def description(self, markdown: str) -> None:
         """The text on top of the run's page."""
-        self.tags({"mlflow.note.content": markdown})
+        self.note({"mlflow.note.content": markdown})
 
     def dataset(self, name: str, fingerprint: str, context: str, images: int) -> None:
         """Name the data of a context (training, validation). MLflow's digests are short; a tag has the whole one."""
@@ -173,17 +186,20 @@ class Run:
             profile=json.dumps({"images": images}),
         )
         used = DatasetInput(data, [InputTag("mlflow.data.context", context)])
-        for attempt in range(DATASET_ATTEMPTS):
-            try:
-                with explained(f"dataset {name!r} of run {self.run_id}"):
-                    mlflow_client(self.uri).log_inputs(self.run_id, datasets=[used])
-                break
-            except TrackingError as error:
-                # Two runs that name the same new data at once collide in MLflow's database; the later finds it there.
-                if attempt + 1 == DATASET_ATTEMPTS:
-                    log.warning("%s; the run goes on, its tags name the data", error)
-                time.sleep(0.2 * (attempt + 1))
-        self.tags({f"data.{context}": name, f"data.{context}.fingerprint": fingerprint})
+
+        def log_inputs() -> None:
+            for attempt in range(1, DATASET_ATTEMPTS + 1):
+                try:
+                    return mlflow_client(self.uri).log_inputs(self.run_id, datasets=[used])
+                except MlflowException:
+                    # Two runs that name the same new data at once collide in MLflow's database; the later finds it there.
+                    if attempt == DATASET_ATTEMPTS:
+                        raise
+                time.sleep(0.2 * attempt)
+
+        if trouble := bounded(log_inputs, ARTIFACT_SECONDS):
+            log.warning("dataset %r of run %s: %s; the run goes on, its tags name the data", name, self.run_id, one_line(trouble))
+        self.note({f"data.{context}": name, f"data.{context}.fingerprint": fingerprint})
 
     def text(self, content: str, path: str) -> None:
         """Store a text as the artifact `path`."""
@@ -214,80 +230,55 @@ class Run:
     def finish(self, status: str = "FINISHED") -> None:
         """Deliver what is kept back and end the run: FINISHED, FAILED or KILLED.
 
-        A run that has ended so already keeps the time it ended at. Raises TrackingError, except where the run failed
-        anyway: the reason for that must not be lost behind another.
+        A run that has ended so already keeps the time it ended at. Where MLflow stays away for OUTAGE_SECONDS (of a run
+        that failed anyway LAST_SECONDS), both are left for `tood deliver`, and TrackingError is raised, except where the
+        run failed: the reason for that must not be lost behind another.
         """
+        ended, deadline = int(time.time() * 1000), time.monotonic() + (OUTAGE_SECONDS if status == "FINISHED" else LAST_SECONDS)
         try:
-            self.deliver()
-            with explained(f"end of run {self.run_id}"):
-                client = mlflow_client(self.uri)
-                if client.get_run(self.run_id).info.status != status:
-                    client.set_terminated(self.run_id, status)
+            if left := self._outbox.flush(deadline - time.monotonic()):
+                raise TrackingError(left)
+            what, seconds = f"end of run {self.run_id}", deadline - time.monotonic()
+            patiently(what, lambda: end_run(self.uri, self.run_id, status, ended), seconds)
         except TrackingError as error:
+            if self._alive:
+                with suppress(OSError):
+                    self._alive.append([{"status": status, "time": ended}])
+                self._alive.release()
+                self._alive = None
             if status == "FINISHED":
                 raise
             log.warning("%s", error)
+        if self._alive:
+            self._alive.remove()
+            self._alive = None
 
-    def deliver(self) -> None:
-        """Send the metrics that are kept back: the last act of a process that logs but does not `finish`.
+    def deliver(self, seconds: float = OUTAGE_SECONDS) -> bool:
+        """Send what is kept back: the last act of a process that logs but does not `finish`. False: not in that time.
 
-        A batch whose receipt was lost may go again: MLflow keeps equal points once. Raises TrackingError.
+        Then a warning says what is left and where; `tood deliver` sends it, or the next process that goes on with the run.
         """
-        if not self._pending:
-            return
-        with explained(f"metrics of run {self.run_id}"):
-            # of points with one key and step the first stays
-            new = {(m.key, m.step): m for m in reversed(self._pending) if m.step not in self._logged_steps(m.key)}
-            mlflow_client(self.uri).log_batch(self.run_id, metrics=list(reversed(new.values())))
-        for key, step in new:
-            self._steps[key].add(step)
-        self._pending = []
-
-    def _logged_steps(self, key: str) -> set[int]:
-        if key not in self._steps:
-            with explained(f"history of {key} in run {self.run_id}"):
-                self._steps[key] = {m.step for m in mlflow_client(self.uri).get_metric_history(self.run_id, key)}
-        return self._steps[key]
+        if left := self._outbox.flush(seconds):
+            log.warning("%s", left)
+        return not left
 
     def _store(self, path: str, upload: Callable[[MlflowClient], None], seconds: float = ARTIFACT_SECONDS) -> None:
-        """Wait for an upload to end, to fail or to use up its time; never raises.
-
-        The daemon thread bounds every store alike: their clients have their own, longer limits.
-        """
-        outcome: Exception | None = TimeoutError(f"not stored within {seconds:.0f} s")
-
-        def run() -> None:
-            nonlocal outcome
-            try:
-                upload(mlflow_client(self.uri))
-                outcome = None
-            except Exception as error:
-                outcome = error
-
+        """Wait for an upload to end, to fail or to use up its time; never raises. Clients have their own, longer limits."""
         if time.monotonic() >= self._artifacts_resume:
-            thread = threading.Thread(target=run, daemon=True)
-            thread.start()
-            thread.join(seconds)
-            if outcome is None:
+            trouble = bounded(lambda: upload(mlflow_client(self.uri)), seconds)
+            if trouble is None:
                 return
-            self._artifacts_resume = time.monotonic() + PAUSE_SECONDS
-            log.warning("artifact %s of run %s: %s; the run goes on without it", path, self.run_id, one_line(outcome))
+            self._artifacts_resume = time.monotonic() + ARTIFACT_PAUSE_SECONDS
+            log.warning("artifact %s of run %s: %s; the run goes on without it", path, self.run_id, one_line(trouble))
         self._missing.append(path)
-        with suppress(TrackingError):
-            self.tags({INCOMPLETE: " ".join(self._missing)[:5000]})
+        self.note({INCOMPLETE: " ".join(self._missing)[:5000]})
 
 
-def reconcile(uri: str, experiment_id: str, sweep: str, alive: Collection[str]) -> list[str]:
-    """Set a sweep's runs that a dead process left RUNNING to KILLED, but for the ids in `alive`. Returns their ids."""
+def end_run(uri: str, run_id: str, status: str, ended: int) -> None:
+    """Set how and when (milliseconds since 1970) a run ended, unless it says so already. Raises MLflow's errors."""
     client = mlflow_client(uri)
-    killed = []
-    with explained(f"runs of sweep {sweep!r} of MLflow at {redact(uri)}"):
-        running = f"attributes.status = 'RUNNING' and tags.`{SWEEP}` = '{sweep}'"
-        for run in client.search_runs([experiment_id], running, max_results=10_000):
-            if run.info.run_id not in alive:
-                client.set_terminated(run.info.run_id, "KILLED")
-                killed.append(run.info.run_id)
-    return killed
+    if client.get_run(run_id).info.status != status:
+        client.set_terminated(run_id, status, ended)
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[float, float]]:
@@ -307,6 +298,10 @@ def _param_text(key: str, value: Any) -> str:
     if not isinstance(value, int | float | str):
         raise TrackingError(f"parameter {key}: {value!r} is neither a number nor a word; flatten it first")
     return redact(str(value))
+
+
+def _run_tags(values: Mapping[str, Any]) -> list[RunTag]:
+    return [RunTag(key, redact(str(value))) for key, value in values.items()]
 
 
 def _metric_key(key: str) -> str:

@@ -7,10 +7,8 @@ import time
 from pathlib import Path
 
 from pipeline.arguments import Verbs
-from pipeline.verbs.shared import values_and_places
+from pipeline.verbs.shared import SECONDS, duration, human_bytes, store_of, table, values_and_places
 from tood.errors import ToodError
-
-SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def add_to(verbs: Verbs) -> None:
@@ -49,9 +47,7 @@ def add_to(verbs: Verbs) -> None:
     _common(added)
 
     added = models.add("gc", _gc, "list checkpoints that no version, run or live sweep refers to; --delete removes them")
-    added.add_argument(
-        "--older-than", type=_duration, default=7 * SECONDS["d"], metavar="AGE", help="such as 12h, 7d (default), 4w"
-    )
+    added.add_argument("--older-than", type=duration, default=7 * SECONDS["d"], metavar="AGE", help="such as 12h, 7d (default), 4w")
     added.add_argument("--unknown", action="store_true", help="also those of runs that this MLflow does not have")
     added.add_argument("--delete", action="store_true", help="remove them; without it nothing is touched")
     _common(added)
@@ -70,7 +66,7 @@ def _list(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     rows = [[m["name"], str(m["versions"]), _leader(m["champion"]), _leader(m["challenger"])] for m in found]
-    _table(["model", "versions", "champion", "challenger"], rows, "no models are registered")
+    table(["model", "versions", "champion", "challenger"], rows, "no models are registered")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -89,7 +85,7 @@ def _show(options: argparse.Namespace) -> None:
                 print(f"{key}: {value}")
     else:
         rows = [_version_row(version) for version in found["versions"]]
-        _table(["version", "alias", "figure", "on data", "epoch", "registered", ""], rows, "it has no versions")
+        table(["version", "alias", "figure", "on data", "epoch", "registered", ""], rows, "it has no versions")
         if found["before"]:
             print(f"champions before: {', '.join(map(str, found['before']))}")
 
@@ -103,7 +99,7 @@ def _register(options: argparse.Namespace) -> None:
     folder = Path(options.model).expanduser()
     if folder.exists() or not re.fullmatch(r"[0-9a-f]{32}", options.model):
         how |= {"experiment": section.get("experiment") or ""}
-        version = register_folder(tracking, _store(options), folder, options.name, **how)
+        version = register_folder(tracking, store_of(options), folder, options.name, **how)
     else:
         version = register_run(tracking, options.model, options.name, **how)
     _say(
@@ -152,34 +148,20 @@ def _gc(options: argparse.Namespace) -> None:
     from pipeline.registry.retention import collect
 
     how = {"older_than": options.older_than, "unknown": options.unknown, "remove": options.delete}
-    items = collect(_tracking(options), _store(options), **how)
+    items = collect(_tracking(options), store_of(options), **how)
     going = [item for item in items if item.goes]
     freed, kept = sum(i.size for i in going), sum(i.size for i in items if not i.goes)
     if options.json:
         print(json.dumps({"deleted": options.delete, "bytes": freed, "kept_bytes": kept, "items": [i._asdict() for i in items]}))
         return
-    rows = [["" if i.goes else "kept", _bytes(i.size), f"{i.age / SECONDS['d']:.1f} d", i.prefix, i.why] for i in items]
-    _table(["", "size", "age", "checkpoint", "why"], rows, "the store holds no checkpoints")
+    rows = [["" if i.goes else "kept", human_bytes(i.size), f"{i.age / SECONDS['d']:.1f} d", i.prefix, i.why] for i in items]
+    table(["", "size", "age", "checkpoint", "why"], rows, "the store holds no checkpoints")
     done = "removed" if options.delete else "would go; --delete removes it"
-    print(f"{len(going)} of {len(items)}: {_bytes(freed)} {done}, {_bytes(kept)} kept")
+    print(f"{len(going)} of {len(items)}: {human_bytes(freed)} {done}, {human_bytes(kept)} kept")
 
 
 def _tracking(options: argparse.Namespace) -> str:
     return values_and_places(None, options.set)[1]
-
-
-def _store(options: argparse.Namespace):
-    from pipeline.storage.opening import open_store
-
-    values, _, output = values_and_places(None, options.set)
-    return open_store((values.get("storage") or {}).get("url") or str(output / "store"))
-
-
-def _duration(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 30m, 12h, 7d or 4w")
-    return float(found[1]) * SECONDS[found[2]]
 
 
 def _say(options: argparse.Namespace, outcome: dict, text: str) -> None:
@@ -198,21 +180,3 @@ def _version_row(row: dict) -> list[str]:
     created = time.strftime("%Y-%m-%d %H:%M", time.gmtime(row["created"]))
     figure = f"{row['metric']} {row['value']:.4f}"
     return [str(row["version"]), ", ".join(row["aliases"]), figure, row["dataset"][:12], str(row["epoch"]), created, row["state"]]
-
-
-def _table(head: list[str], rows: list[list[str]], nothing: str) -> None:
-    if not rows:
-        print(nothing)
-        return
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    for line in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

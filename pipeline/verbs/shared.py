@@ -1,5 +1,7 @@
 """What several verbs say or need."""
 
+import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from tood.errors import ToodError
 EXPERIMENT = "a shipped experiment's name (`tood experiments`) or a YAML file"
 MODEL = "models:/NAME@alias, a model or checkpoint folder, or a .safetensors file"
 RUN = "MLflow run to log to; else tracking.uri, tracking.experiment or MLFLOW_TRACKING_URI make it a run of its own"
+SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 SETTINGS = "overrides such as train.epochs=24 data.root=/data/coco"
 
 
@@ -37,3 +40,37 @@ def values_and_places(experiment: str | None, settings: Sequence[str]) -> tuple[
     checked = experiment_of(values)
     output = Path(checked.output).expanduser().absolute()
     return values, tracking_address(checked, output), output
+
+
+def store_of(options: argparse.Namespace):
+    """The object store that a verb's --set names: storage.url, else the folder `store` in `output`."""
+    from pipeline.storage.opening import open_store
+
+    values, _, output = values_and_places(None, options.set)
+    return open_store((values.get("storage") or {}).get("url") or str(output / "store"))
+
+
+def duration(text: str) -> float:
+    """An argument's `type`: an age in seconds, written 30m, 12h, 7d or 4w."""
+    found = re.fullmatch(r"(\d{1,6})([mhdw])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 30m, 12h, 7d or 4w")
+    return float(found[1]) * SECONDS[found[2]]
+
+
+def table(head: list[str], rows: list[list[str]], nothing: str) -> None:
+    if not rows:
+        print(nothing)
+        return
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    for line in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def human_bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

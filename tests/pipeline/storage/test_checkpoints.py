@@ -262,6 +262,17 @@ def test_a_foreign_pointer_is_refused(store, folder, data):
             action()
 
 
+def test_a_pointer_altered_to_a_later_step_does_not_hold_back_what_follows(store, folder, tmp_path):
+    prefix = upload_checkpoint(store, folder, "run")
+    path = store.root / "checkpoints/run/latest.json"
+    path.write_bytes(path.read_bytes().replace(b'"step": 12', b'"step": 92'))
+    with pytest.raises(IntegrityError, match=r"latest\.json: not a pointer"):
+        latest(store, "run")
+    path.unlink()  # as the error says
+    upload_checkpoint(store, make_checkpoint(tmp_path / "next", step=13), "run")
+    assert latest(store, "run") != prefix
+
+
 def test_a_removed_checkpoint_is_gone(store, folder, tmp_path):
     prefix = upload_checkpoint(store, folder, "run")
     remove_checkpoint(store, prefix)

@@ -150,20 +150,22 @@ def test_address_and_id_travel(uri, client, run):
     assert points(client, run, "a") == [(0, 1.0), (1, 2.0)]
 
 
-def test_undelivered_metrics_are_sent_later(client, run, monkeypatch, caplog):
+def test_undelivered_metrics_are_sent_later(uri, client, run, monkeypatch, caplog):
     def refuse(*_, **__):
         raise MlflowException("no route to host")
 
+    monkeypatch.setattr(tracking, "OUTAGE_SECONDS", 0.2)
+    monkeypatch.setattr(tracking, "LAST_SECONDS", 0.2)
     with monkeypatch.context() as broken, caplog.at_level(logging.WARNING):
         broken.setattr(client, "log_batch", refuse)
         run.metrics({"a": 1.0}, 0)
-        run.metrics({"a": 2.0}, 1)  # within the pause: not even tried
+        run.metrics({"a": 2.0}, 1)
         assert run.last_step("a") == 1
-        with pytest.raises(TrackingError, match="no route to host"):
+        with pytest.raises(TrackingError, match=r"2 points .* within 0 s: .*no route to host.* `tood deliver`"):
             run.finish()
         run.finish("FAILED")  # the reason for the failure goes first
-    assert [record.message.count("kept and sent later") for record in caplog.records] == [1, 0]
-    run.deliver()
+    assert [record.message.count("kept and sent later") for record in caplog.records][:2] == [1, 0]
+    assert run.deliver()
     assert points(client, run, "a") == [(0, 1.0), (1, 2.0)]
 
 
@@ -220,6 +222,49 @@ def test_artifact_store_that_hangs_is_left_behind(run, client, monkeypatch, tmp_
     assert client.get_run(run.run_id).data.tags["tood.artifacts_missing"] == "a.bin"
 
 
+def test_what_describes_a_run_never_ends_the_work(uri, client, run, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise MlflowException("no route to host")
+
+    with monkeypatch.context() as broken, caplog.at_level(logging.WARNING):
+        for name in ("log_batch", "log_inputs", "log_text"):
+            broken.setattr(client, name, refuse)
+        run.dataset("bccd/val", "0" * 64, "validation", 87)
+        run.description("about it")
+        run.text("a", "a.txt")
+    assert run.deliver()
+    tags = client.get_run(run.run_id).data.tags
+    assert tags["mlflow.note.content"] == "about it"
+    assert tags["data.validation.fingerprint"] == "0" * 64
+    assert tags["tood.artifacts_missing"] == "a.txt"
+
+
+def test_what_work_needs_is_waited_for(uri, client, experiment, monkeypatch):
+    answers = {}
+
+    def away(name):
+        real = getattr(client, name)
+
+        def once(*arguments, **named):
+            answers[name] = answers.get(name, 0) + 1
+            result = real(*arguments, **named)
+            if answers[name] == 1:
+                raise MlflowException("the connection broke before the answer came")
+            return result
+
+        return once
+
+    for name in ("create_run", "log_batch", "set_terminated"):
+        monkeypatch.setattr(client, name, away(name))
+    run = Run.open(uri, experiment, "patient", "patient", {"a": 1})
+    run.params({"alpha": 1})
+    run.finish()
+    monkeypatch.undo()
+    (found,) = client.search_runs([experiment])  # made once, although it was asked for again
+    assert (found.data.tags["a"], found.data.params["alpha"], found.info.status) == ("1", "1", "FINISHED")
+    assert answers == {"create_run": 1, "log_batch": 3, "set_terminated": 1}
+
+
 def test_dataset_once_with_its_whole_fingerprint(client, run):
     for _ in range(2):
         run.dataset("bccd/val", "0123456789abcdef" * 4, "validation", 87)
@@ -258,17 +303,6 @@ def test_a_run_ends_once(uri, client, experiment):
     found.finish("FAILED")
     assert client.get_run(run.run_id).info.status == "FAILED"
     assert Run.find(uri, experiment, "trial/2") is None
-
-
-def test_runs_of_the_dead_are_killed(uri, client, experiment):
-    def trial(name, sweep):
-        return Run.open(uri, experiment, f"{sweep}/{name}", name, {tracking.SWEEP: sweep}).run_id
-
-    alive, dead, done, other = trial("alive", "1"), trial("dead", "1"), trial("done", "1"), trial("other", "2")
-    Run.attach(uri, done).finish()
-    assert tracking.reconcile(uri, experiment, "1", {alive}) == [dead]
-    statuses = [client.get_run(run_id).info.status for run_id in (alive, dead, done, other)]
-    assert statuses == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
 
 
 def test_errors_say_where(uri):

@@ -1,0 +1,25 @@
+import json
+
+import pytest
+
+from pipeline.storage import lock, s3
+from tests.system.chaos import store_faults
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """What the program sets for its process ends with the test."""
+    for name in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "")
+    for name in ("READ_SECONDS", "ATTEMPTS"):
+        monkeypatch.setattr(s3, name, getattr(s3, name))
+    for name, value in lock.hold.__wrapped__.__kwdefaults__.items():
+        monkeypatch.setitem(lock.hold.__wrapped__.__kwdefaults__, name, value)
+
+
+@pytest.mark.short_run
+def test_a_store_that_fails_leaves_everything_whole(restored, capsys):
+    assert store_faults.main(["--count", "2"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["requests"] > 20
+    assert sum(row["survived"] for row in line["rows"]) == 2
