@@ -7,7 +7,21 @@ import threading
 from collections.abc import Sequence
 
 from pipeline.arguments import Parser, Verbs
-from pipeline.verbs import clusters, compare, completion, data, doctor, exchange, experiments, jobs, models, nightly, registry, ui
+from pipeline.verbs import (
+    bench,
+    clusters,
+    compare,
+    completion,
+    data,
+    doctor,
+    exchange,
+    experiments,
+    jobs,
+    models,
+    nightly,
+    registry,
+    ui,
+)
 from tood.errors import ToodError
 
 
@@ -33,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog="tood", description="Experiments with one-stage object detection on Ray and MLflow.")
     verbs = Verbs(parser)
-    for group in (experiments, models, compare, exchange, registry, nightly, ui, data, jobs, doctor, completion):
+    for group in (experiments, models, compare, exchange, registry, nightly, ui, data, jobs, doctor, bench, completion):
         group.add_to(verbs)
     clusters.offer(parser)
     return parser
