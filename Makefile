@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUNS ?= runs
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: install demo stack stack-down test test-system chaos lint format lock ui clean
+.PHONY: install demo stack stack-down bench test test-system chaos lint format lock ui clean
 
 install: .venv/.installed
 
@@ -33,6 +33,10 @@ stack: install
 
 stack-down: install
 	$(BIN)/python -m infra.local.stack down --folder $(RUNS)/stack
+
+# What training and detection cost on this machine, in under ten minutes; cost against size as a picture.
+bench: install
+	$(BIN)/tood bench all --plot $(RUNS)/bench/growth.png
 
 test: install
 	$(TEST) -m "not system" tests

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pipeline.arguments import Parser, Verbs
 from pipeline.verbs import (
+    bench,
     clusters,
     compare,
     completion,
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog="tood", description="Experiments with one-stage object detection on Ray and MLflow.")
     verbs = Verbs(parser)
-    for group in (experiments, models, compare, exchange, registry, storage, nightly, ui, deliver, data, jobs, doctor, completion):
+    groups = (experiments, models, compare, exchange, registry, storage, nightly, ui, deliver, data, jobs, doctor, bench, completion)
+    for group in groups:
         group.add_to(verbs)
     clusters.offer(parser)
     return parser

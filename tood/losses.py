@@ -11,13 +11,15 @@ from torch import Tensor
 from tood.boxes import EPS, aligned_giou, aligned_iou
 
 FLOOR = -100.0  # of a logarithm, as in torch's binary_cross_entropy
+NEAR_ONE = -0.6931472  # log 0.5
+PIECE = 1 << 16  # scores that a processor's cache holds with all that is made of them
 TINY = 1.2e-38  # the smallest number that float32 holds with full precision, whether or not denormals are flushed
 
 
 def log1m_exp(log_p: Tensor) -> Tensor:
     """log(1 - p) from log p < 0, exact at both ends: log(-expm1) near p = 1, log1p(-exp) elsewhere (Maechler 2012)."""
     log_p = log_p.clamp(max=-TINY)  # p = 1 exactly would give -inf, and NaN in the gradient
-    near_one = log_p > -0.6931472
+    near_one = log_p > NEAR_ONE
     # each branch sees only values that are safe for it, so that the other's gradient is never NaN
     upper = torch.where(near_one, log_p, -1.0).expm1().neg().log()
     lower = torch.where(near_one, -1.0, log_p).exp().neg().log1p()
@@ -34,9 +36,53 @@ def quality_focal(log_p: Tensor, target: Tensor, gamma: float) -> Tensor:
     return error.pow(gamma) * binary_cross_entropy(log_p, target)
 
 
-def negative_focal(log_p: Tensor, gamma: float) -> Tensor:
-    """p^gamma * -log(1 - p): the loss of a score that should be 0; quality_focal at target 0."""
-    return -(gamma * log_p).exp() * log1m_exp(log_p).clamp(min=FLOOR)
+def negative_focal(log_p: Tensor, gamma: float, weight: float = 1.0) -> Tensor:
+    """weight * p^gamma * -log(1 - p): the loss of a score that should be 0; quality_focal at target 0.
+
+    This one runs over every score of a batch. So it goes through memory once, in pieces that stay in the processor's cache, and
+    keeps its slope, -gamma * p^gamma * log(1 - p) + p^(gamma + 1) / (1 - p), not what autograd would keep of each operation.
+    """
+    return _NegativeFocal.apply(log_p, gamma, weight)
+
+
+class _NegativeFocal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, log_p: Tensor, gamma: float, weight: float) -> Tensor:
+        if not _in_memory(log_p).is_contiguous():
+            log_p = log_p.contiguous()
+        value, slope = torch.empty_like(log_p), torch.empty_like(log_p) if ctx.needs_input_grad[0] else None
+        flat = [_in_memory(t).view(-1) if t is not None else None for t in (log_p, value, slope)]
+        on_cpu = log_p.device.type == "cpu"
+        size = PIECE if on_cpu else max(1, log_p.numel())
+        for i in range(0, log_p.numel(), size):
+            given, to, slope_to = (t[i : i + size] if t is not None else None for t in flat)
+            rest = _mostly_small(given) if on_cpu else log1m_exp(given)
+            power = (gamma * given).exp_()
+            torch.mul(power, rest.clamp(min=FLOOR), out=to).neg_()
+            if slope_to is not None:
+                odds = (given - rest).exp_().masked_fill_(given > -TINY, 0.0)  # log1m_exp is flat there
+                torch.addcmul(gamma * to, power, odds, out=slope_to).mul_(weight)
+            to.mul_(weight)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
+
+
+def _mostly_small(log_p: Tensor) -> Tensor:
+    """log1m_exp of [M], quick where few of the p are above a half."""
+    rest = log_p.exp().neg_().log1p_()
+    near_one = (log_p > NEAR_ONE).nonzero().squeeze(1)
+    return rest.index_copy_(0, near_one, log1m_exp(log_p[near_one]))
+
+
+def _in_memory(values: Tensor) -> Tensor:
+    """The same values, dimensions in the order of memory."""
+    return values.permute(sorted(range(values.dim()), key=values.stride, reverse=True))
 
 
 def positive_focal(log_p: Tensor, gamma: float) -> Tensor:

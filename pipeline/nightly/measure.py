@@ -29,7 +29,8 @@ from pipeline.nightly.suite import (
     metric_names,
 )
 from pipeline.site import absolute
-from tood.bench import interleaved, operations, reference_operation
+from tood.bench.parts import operations
+from tood.bench.timing import interleaved, reference_operation
 from tood.config import identity
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures, precision_recall, read_truth

@@ -38,15 +38,16 @@ def random_set(seed: int) -> tuple[dict, Detections]:
         for _ in range(rng.integers(0, 10) if rng.random() > 0.2 else 0):
             box = rng.uniform(0, 300, 2).round(1).tolist() + np.exp(rng.uniform(1, 5.5, 2)).round(1).tolist()
             category = int(rng.choice(category_ids))
-            area = box[2] * box[3] * rng.choice([1, 0.6])
-            crowd = int(rng.random() < 0.1)
-            annotations.append({"image_id": image_id, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd})
+            area = rng.choice([box[2] * box[3], 0.6 * box[2] * box[3], 32.0**2, 96.0**2, 0.0])  # also where COCO's sizes meet
+            more = {"area": area, "iscrowd": int(rng.random() < 0.1)}
+            kept = {key: value for key, value in more.items() if rng.random() > 0.05}  # neither has to be there
+            annotations.append({"image_id": image_id, "category_id": category, "bbox": box} | kept)
             for spread in rng.choice([0, 0.03, 0.15], size=rng.integers(0, 4)):
                 near = np.array(box) + spread * rng.normal(size=4) * np.array(box[2:] * 2)
                 found.append((image_id, [*near[:2], *np.abs(near[2:])], round(rng.random(), 1), category))
         many = rng.integers(101, 140) if rng.random() < 0.15 else rng.integers(0, 6)
         for _ in range(many):  # of one class at times, so that maxDets cuts
-            box = [*rng.uniform(-20, 600, 2), *rng.uniform(0, 200, 2) * (rng.random() > 0.05)]
+            box = [*rng.uniform(-20, 600, 2), *rng.choice([0, 32, 96, 200, 5000], 2) * rng.uniform(0.9, 1.1) ** rng.integers(2)]
             found.append((image_id, box, round(rng.random(), 2), category_ids[0]))
     data = {
         "images": [{"id": i, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in image_ids],
@@ -84,20 +85,33 @@ def one_object(**changes: object) -> dict:
 # -- the two evaluators ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_both_evaluators_agree_to_the_bit(seed, tmp_path):
+def both_agree(seed: int, path: Path) -> None:
     data, found = random_set(seed)
-    truth = read_truth(written(tmp_path / "truth.json", data))
+    truth = read_truth(written(path, data))
     max_dets = (100, 300, 1000) if seed % 5 == 0 else (1, 10, 100)
     ours, reference = (precision_recall(truth, found, backend=b, max_dets=max_dets) for b in BACKENDS)
     for array, expected in zip(ours, reference, strict=True):
-        assert array.shape == expected.shape
-        assert np.ascontiguousarray(array).tobytes() == expected.tobytes()
+        assert array.shape == expected.shape, f"seed {seed}"
+        assert np.ascontiguousarray(array).tobytes() == expected.tobytes(), f"seed {seed}"
+    if seed % 10 == 0:
+        fast, slow = (coco_figures(path, found, backend=b, max_dets=max_dets) for b in BACKENDS)
+        assert (fast.summary, fast.per_class) == (slow.summary, slow.per_class), f"seed {seed}"
+
+
+def test_both_evaluators_agree_to_the_bit(tmp_path):
+    for seed in range(100):
+        both_agree(seed, tmp_path / "truth.json")
+
+
+@pytest.mark.system
+def test_both_evaluators_agree_to_the_bit_a_thousand_times(tmp_path):
+    for seed in range(100, 1100):
+        both_agree(seed, tmp_path / "truth.json")
 
 
 def test_the_random_sets_hold_the_hard_cases():
     sets = [random_set(seed) for seed in range(50)]
-    assert any(a["iscrowd"] for data, _ in sets for a in data["annotations"])
+    assert any(a.get("iscrowd") for data, _ in sets for a in data["annotations"])
     assert any(len(data["images"]) > len({a["image_id"] for a in data["annotations"]}) for data, _ in sets)
     assert any(len(data["categories"]) > len({a["category_id"] for a in data["annotations"]}) for data, _ in sets)
     assert any(np.unique(found.image_ids, return_counts=True)[1].max(initial=0) > 100 for _, found in sets)

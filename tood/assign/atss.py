@@ -12,7 +12,7 @@ from tood.assign.ownership import Assignment, settle, smallest, spread
 from tood.boxes import aligned_iou, inside, overlap_share
 from tood.priors import Priors
 
-CHUNK = 1 << 23  # elements of the largest temporary (objects x points)
+CHUNK = 1 << 21  # elements of the largest temporary (objects x points)
 FAR = 1e16  # squared px: beyond any image, before infinity
 
 
@@ -68,7 +68,8 @@ def _nearest(priors: Priors, object_boxes: Tensor, point_valid: Tensor, ignored:
     found, start = [], 0
     for count in priors.counts:
         level = slice(start, start + count)
-        distance = (middle.unsqueeze(2) - priors.centres[level]).square().sum(-1)
+        dx, dy = (middle[..., axis, None] - priors.centres[level, axis] for axis in (0, 1))  # no [..., 2] is ever made
+        distance = dx.square_().add_(dy.square_())
         if ignored is not None:
             distance = distance.masked_fill(ignored[:, None, level], FAR)
         distance = distance.masked_fill(~point_valid[:, None, level], torch.inf)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SAMPLE = 8  # of so many entries one is looked at for a bound of the others
+
 
 class Assignment(NamedTuple):
     """Who got which point."""
@@ -30,6 +32,30 @@ def smallest(cost: Tensor, k: int) -> Tensor:
     return keys.topk(k, dim=-1, largest=False, sorted=True).values & 0xFFFFFFFF
 
 
+def smallest_of_groups(cost: Tensor, group: Tensor, groups: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group's non-negative float32 costs [M] the k smallest: entry, group and rank within it, by group and rank.
+
+    group int64 [M] in 0 .. groups - 1; of equal costs the entry that comes first goes first. What the k smallest of every
+    SAMPLE-th entry already undercut is not sorted.
+    """
+    some, _, rank = _sorted_groups(cost[::SAMPLE], group[::SAMPLE], groups)
+    kth = SAMPLE * some[rank == k - 1]
+    bound = torch.full((groups,), torch.inf, device=cost.device)
+    bound[group[kth]] = cost[kth]
+    left = (cost <= bound[group]).nonzero().squeeze(1)
+    entry, of_group, rank = _sorted_groups(cost[left], group[left], groups)
+    chosen = (rank < k).nonzero().squeeze(1)
+    return left[entry[chosen]], of_group[chosen], rank[chosen]
+
+
+def _sorted_groups(cost: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entry, group and rank within it of all, by group and cost."""
+    keys, entry = (cost.contiguous().view(torch.int32).long() + (group << 32)).sort(stable=True)
+    of_group = keys >> 32
+    start = torch.searchsorted(of_group, torch.arange(groups, device=cost.device))
+    return entry, of_group, torch.arange(len(keys), device=cost.device) - start[of_group]
+
+
 def settle(points: Tensor, wants: Tensor, iou: Tensor, num_points: int) -> tuple[Tensor, Tensor, Tensor]:
     """Give each contested point to the object with the highest IoU among those that want it, ties to the lower index.
 
@@ -43,13 +69,13 @@ def settle(points: Tensor, wants: Tensor, iou: Tensor, num_points: int) -> tuple
     keys = keys.masked_fill(~wants, -1).view(b, g * c)
     best = torch.full((b, num_points), -1, dtype=torch.int64, device=points.device)
     best.scatter_reduce_(1, points.reshape(b, g * c), keys, "amax")
-    owner = torch.where(best >= 0, g - 1 - (best & 0xFFFFFFFF), -1)
-    owner_iou = torch.where(best >= 0, (best >> 32).to(torch.int32).view(torch.float32), 0.0)
     wins = wants & (best.gather(1, points.reshape(b, g * c)).view(b, g, c) == keys.view(b, g, c))
-    return owner, owner_iou, wins
+    index = torch.where(wins, torch.arange(g, device=points.device).view(1, g, 1), -1)
+    owner = torch.full_like(best, -1).scatter_reduce_(1, points.reshape(b, g * c), index.view(b, g * c), "amax")
+    return owner, spread(iou, points, wins, num_points), wins
 
 
 def spread(values: Tensor, points: Tensor, wins: Tensor, num_points: int) -> Tensor:
     """Lay per-candidate values [B, G, C] >= 0 out over points [B, N]; 0 where no candidate won."""
     flat = torch.zeros(points.shape[0], num_points, dtype=values.dtype, device=values.device)
-    return flat.scatter_reduce_(1, points.flatten(1), (values * wins).flatten(1), "amax")
+    return flat.scatter_reduce_(1, points.flatten(1), torch.where(wins, values, 0.0).flatten(1), "amax")

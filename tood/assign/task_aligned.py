@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from tood.assign.ownership import Assignment, settle, smallest, spread
+from tood.assign.ownership import Assignment, settle, smallest_of_groups, spread
+from tood.assign.tiles import everything, tiled, touching
 from tood.boxes import inside, pairwise_iou
 from tood.priors import STRIDES
 
@@ -40,15 +41,15 @@ def assign_task_aligned(
     small object has some (STAL, YOLO26).
     target = t / (max t + 1e-7) * max u, both over the points the object finally got (Eq. 10's t-hat).
     """
-    b, n, _ = log_scores.shape
-    g = object_boxes.shape[1]
+    (b, g), n = object_valid.shape, point_valid.shape[1]
     k = min(m, n)
     reach = _widened(object_boxes) if widen_small else object_boxes
+    sought = tiled(centres.repeat(1, 2)).unsqueeze(0) if candidates == "inside" else tiled(boxes)
     step = max(1, CHUNK // (b * n))
     parts = [
         _candidates(
             log_scores, boxes, centres, object_boxes[:, i : i + step], object_labels[:, i : i + step], point_valid,
-            alpha, beta, k, reach[:, i : i + step] if candidates == "inside" else None,
+            alpha, beta, k, sought, reach[:, i : i + step] if candidates == "inside" else None,
         )
         for i in range(0, max(g, 1), step)
     ]  # fmt: skip
@@ -63,24 +64,39 @@ def assign_task_aligned(
 
 def _candidates(
     log_scores: Tensor, boxes: Tensor, centres: Tensor, object_boxes: Tensor, labels: Tensor, point_valid: Tensor,
-    alpha: float, beta: float, k: int, within: Tensor | None,
+    alpha: float, beta: float, k: int, sought: Tensor, within: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The k best points of each object: index, -log t (inf where the point is out of the question), u, each [B, G', k].
+    """The k best points of each object: index, -log t (inf where there are fewer), u, each [B, G', k].
 
-    within [B, G', 4]: boxes that points must lie in, None for anywhere.
+    within [B, G', 4]: boxes that points must lie in, None for anywhere; `sought` are the centres in tiles, or the boxes.
+    Where u is 0 t is too, so that only points whose box overlaps the object are looked at; unless beta is 0.
     """
-    # a head's scores lie class after class in memory: gathered in that order, whole rows are copied
-    log_s = log_scores.transpose(1, 2).gather(1, labels.unsqueeze(2).expand(-1, -1, log_scores.shape[1]))
-    u = pairwise_iou(object_boxes, boxes)
-    log_t = alpha * log_s if alpha else torch.zeros_like(u)  # 0 * -inf would be NaN
+    (b, g, _), n = object_boxes.shape, len(centres)
+    if beta or within is not None:
+        image, row, point = touching(object_boxes if within is None else within, sought)
+    else:
+        image, row, point = everything(b, g, n, labels.device)
+    place = image * n + point
+    u = pairwise_iou(_rows(object_boxes, row).unsqueeze(1), _rows(boxes, place).unsqueeze(1)).flatten()
+    log_t = alpha * log_scores[image, point, labels.flatten()[row]] if alpha else torch.zeros_like(u)  # 0 * -inf would be NaN
     if beta:
         log_t = log_t + beta * u.log()
-    out = ~point_valid.unsqueeze(1)
+    usable = point_valid.flatten()[place] & (u >= 0)  # not so of what is no number
     if within is not None:
-        out = out | ~inside(centres, within.unsqueeze(2))
-    cost = log_t.clamp_(max=0).abs_().masked_fill_(out, math.inf).nan_to_num_(nan=math.inf, posinf=math.inf)
-    points = smallest(cost, k)
-    return points, cost.gather(2, points), u.gather(2, points)
+        usable &= inside(centres.index_select(0, point), _rows(within, row))
+    cost = log_t.clamp_(max=0).abs_().nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(~usable, math.inf)
+    entry, group, rank = smallest_of_groups(cost, row, b * g, k)
+    found = []
+    for values, nothing in ((point, 0), (cost, math.inf), (u, 0.0)):
+        laid_out = torch.full((b * g, k), nothing, dtype=values.dtype, device=values.device)
+        laid_out[group, rank] = values[entry]
+        found.append(laid_out.view(b, g, k))
+    return tuple(found)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """values [B, X, 4] as [B * X, 4] at index [P] -> [P, 4]."""
+    return values.flatten(0, 1).index_select(0, index)
 
 
 def _widened(boxes: Tensor) -> Tensor:

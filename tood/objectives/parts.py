@@ -55,18 +55,17 @@ def class_loss_sum(log_scores: Tensor, labels: Tensor, positive: Tensor, counted
 
 def focal_pair(alpha: float, gamma: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The focal loss as `class_losses` wants it: of 0-targets, weighted by 1 - alpha, and of the own class, by alpha."""
-    return lambda log_p: (1 - alpha) * negative_focal(log_p, gamma), lambda log_p: alpha * positive_focal(log_p, gamma)
+    return lambda log_p: negative_focal(log_p, gamma, 1 - alpha), lambda log_p: alpha * positive_focal(log_p, gamma)
 
 
 def box_losses(
     boxes: Tensor, target_boxes: Tensor, strides: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = giou_loss
 ) -> Tensor:
     """[B, N] weight * loss in units of the stride. boxes, target_boxes [B, N, 4] px, weight [B, N], 0 where there is no object."""
-    unit = strides.view(1, -1, 1)
-    used = (weight > 0).unsqueeze(-1)
-    target = torch.where(used, target_boxes / unit, 0.0)
-    # unused priors read their target, so that an overflowed box there can never poison the sum with 0 * NaN
-    return loss(torch.where(used, boxes / unit, target), target) * weight
+    image, point = (weight > 0).nonzero(as_tuple=True)  # few; boxes of others are not even looked at, whatever they have become
+    unit = strides[point].unsqueeze(1)
+    found = loss(boxes[image, point] / unit, target_boxes[image, point] / unit) * weight[image, point]
+    return torch.zeros_like(weight).index_put((image, point), found)
 
 
 def box_sums(
@@ -88,11 +87,13 @@ def box_sums(
 
 
 def _distribution_losses(distribution: Distribution, distances: Tensor, used: Tensor) -> Tensor:
-    """[B, N] DFL averaged over the four sides; distances [B, N, 4] in strides."""
+    """[B, N] DFL averaged over the four sides, 0 where not `used`; distances [B, N, 4] in strides."""
     bins = distribution.logits.shape[-1] - 1
+    image, point = used.nonzero(as_tuple=True)
     # the peer's margin: a target on the last bin would have no right neighbour
-    target = torch.where(used.unsqueeze(-1), distances / distribution.width, 0.0).clamp(0, bins - 0.1)
-    return distribution_focal(distribution.logits, target).mean(-1)
+    target = (distances[image, point] / distribution.width).clamp(0, bins - 0.1)
+    found = distribution_focal(distribution.logits[image, point], target).mean(-1)
+    return torch.zeros_like(used, dtype=found.dtype).index_put((image, point), found)
 
 
 def quality_loss_sum(predictions: Predictions, target_boxes: Tensor, positive: Tensor) -> Tensor:

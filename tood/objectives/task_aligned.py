@@ -72,7 +72,7 @@ class TaskAligned:
             labels_of(targets, found.object),
             found.object >= 0,
             point_valid,
-            lambda log_p: (self.vfl_alpha if self.class_loss == "vfl" else 1) * negative_focal(log_p, self.gamma),
+            lambda log_p: negative_focal(log_p, self.gamma, self.vfl_alpha if self.class_loss == "vfl" else 1.0),
             lambda log_p: self._positive_loss(log_p, target),
         )
         (total,) = mean_over_ranks(target.sum())

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.tiny import write_experiment
-from tood.bench import OPERATIONS, interleaved, operations, quick, reference_operation, timing_of
+from tood.bench.parts import OPERATIONS, operations
+from tood.bench.timing import interleaved, quick, reference_operation, timing_of
 from tood.config import build
 from tood.errors import ConfigError
 from tood.recipe import Recipe

@@ -1,0 +1,124 @@
+"""The bench's command: what it prints, what it refuses, and that each option has an effect."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cli import main
+from tests.tiny import write_dataset
+from tood.bench import cases
+from tood.bench.arguments import NAMES
+from tood.bench.command import GROUPS
+from tood.bench.growth import growth_of
+from tood.bench.report import measure, table
+
+CPU = torch.device("cpu")
+QUICK = ["--quick", "--seconds", "0"]
+
+
+def bench(capsys, *arguments: str) -> dict:
+    assert main(["bench", *arguments, *QUICK, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_group_is_timed_in_turn_and_compared_with_its_first_case():
+    made: list[str] = []
+    group = cases.Group("g", "work", [cases.Case("a", lambda: made.append("a")), cases.Case("b", lambda: made.append("b"))], 0, 4)
+    first, second = measure(group, CPU, 0)
+    assert "".join(made) == "ab" * 4
+    assert first.faster == 1.0
+    assert (first.calls, second.first) == (4, "a")
+    assert second.low <= second.seconds <= second.high
+
+
+def test_units_are_what_times_are_of():
+    call = cases.Case("a", lambda: sum(range(20_000)))
+    whole, share = (measure(cases.Group("g", "", [c]), CPU, 0.1)[0] for c in (call, call._replace(units=1000)))
+    assert share.seconds < whole.seconds / 10
+
+
+def test_a_table_is_at_most_100_columns(capsys):
+    assert main(["bench", "assign", "decode", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "TAL, inside" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+    row = measure(cases.Group("g", "", [cases.Case("a", lambda: None, peer=0.114)], 0, 1), CPU, 0)
+    assert "114.0 ms" in table(row)
+
+
+def test_json_holds_the_machine_and_every_case(capsys):
+    found = bench(capsys, "assign", "loader", "--threads", "1")
+    assert found["machine"]["threads"] == 1
+    assert {row["group"] for row in found["rows"]} == {"assign", "loader"}
+    assert all(row["seconds"] > 0 and row["peer"] is None for row in found["rows"])
+    assert bench(capsys, "decode", "--threads", "2")["machine"]["threads"] == 2
+
+
+def test_the_names_are_those_that_can_be_measured():
+    assert set(NAMES) == {*GROUPS, "growth"}
+
+
+def test_photographs_may_be_ones_own(capsys, tmp_path):
+    root = write_dataset(tmp_path / "own")
+    settings = [f"data.root={root}", "data.train.annotations=train.json", "data.train.images=train", "data.long_side=64"]
+    (row,) = bench(capsys, "loader", *settings)["rows"]
+    assert str(root) in row["work"]
+    assert "64x" in row["work"]
+
+
+def test_seconds_are_how_long_a_group_is_timed():
+    calls = [json.loads(_run("assign", "--quick", "--json", "--seconds", s))["rows"][0]["calls"] for s in ("0", "0.5")]
+    assert calls[0] == 5
+    assert calls[1] > 5
+
+
+def test_a_profile_leaves_a_trace_and_the_ten_dearest_operators(capsys, tmp_path):
+    assert main(["bench", "assign", *QUICK, "--profile", str(tmp_path)]) == 0
+    traces = list(tmp_path.glob("*.json"))
+    assert len(traces) == 9
+    assert json.loads(traces[0].read_text())["traceEvents"]
+    part = capsys.readouterr().out.split("assign, TAL, all: ")[1].split("\n\n")[0]
+    assert len(part.splitlines()) == 11
+    assert part.count("aten::") >= 8
+
+
+def test_growth_is_fitted_and_drawn(capsys, tmp_path):
+    picture = tmp_path / "plots/growth.png"
+    found = bench(capsys, "growth", "--plot", str(picture))["growth"]
+    assert {(g["what"], g["over"]) for g in found} >= {("assign TAL, all", "images"), ("assign ATSS", "objects an image")}
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_an_exponent_is_that_of_the_power_law(exponent):
+    sizes = [1, 2, 4, 8]
+    times = [[3 * size**exponent, 3 * size**exponent, 100.0] for size in sizes]
+    assert growth_of("x", "y", sizes, times).exponent == pytest.approx(exponent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stepp"], "'stepp' is not measured; choose from step, assign"),
+        (["data.root=x"], "nothing to measure"),
+        (["assign", "data.root=x"], "add loader to assign"),
+        (["loader", "train.epochs=3"], "train.epochs: only data.KEY=VALUE"),
+        (["loader", "data.rot=x"], "data.rot"),
+        (["loader", "data.root=/nowhere"], "/nowhere"),
+        (["assign", "--plot", "x.png"], "add growth"),
+        (["assign", "--threads", "0"], "--threads"),
+        (["assign", "--seconds", "-1"], "--seconds"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, said, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def _run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "tood.bench", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True).stdout

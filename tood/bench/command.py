@@ -1,0 +1,110 @@
+"""What the bench does with its arguments: shared by `tood bench` and `python -m tood.bench`."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from tood.bench import cases, files
+from tood.bench.arguments import ALL, GROWTH, NAMES
+from tood.bench.growth import draw, growths
+from tood.bench.report import growth_line, legend, machine, machine_line, measure, profiles, table
+from tood.config import DataConfig, build
+from tood.errors import ConfigError
+
+GROUPS = {
+    "step": cases.steps,
+    "assign": cases.assignments,
+    "loss": cases.loss_groups,
+    "decode": cases.decodings,
+    "infer": cases.inferences,
+    "eval": files.evaluations,
+    "loader": files.loaders,
+}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print. Raises ConfigError for what cannot be measured, DataError where photographs cannot be read."""
+    names, data = _wanted(options.settings)
+    if options.plot and GROWTH not in names:
+        raise ConfigError(f"--plot shows what {GROWTH} finds; add {GROWTH}")
+    if options.seconds < 0 or (options.threads is not None and options.threads < 1):
+        raise ConfigError("--seconds and --threads: expected positive numbers")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(options.threads or threads)
+        found = _measure(names, data, options)
+    finally:
+        torch.set_num_threads(threads)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _measure(names: Sequence[str], data: DataConfig | None, options: argparse.Namespace) -> dict[str, Any]:
+    say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = cases.QUICK if options.quick else cases.FULL
+    found: dict[str, Any] = {"machine": machine(), "rows": [], "growth": []}
+    say(machine_line(found["machine"]))
+    for group in _groups([name for name in names if name in GROUPS], sizes, device, data):
+        if not group.cases:
+            say(f"\n{group.name}: left out, pycocotools and hotcoco are not installed")
+            continue
+        if options.quick:  # nobody published such
+            group = group._replace(cases=[case._replace(peer=None) for case in group.cases])
+        rows = measure(group, device, options.seconds)
+        found["rows"] += rows
+        say(f"\n{table(rows)}")
+        if options.profile:
+            for text in profiles(group, options.profile, device):
+                say(f"\n{text}")
+    if found["rows"]:
+        say(f"\n{legend(found['rows'])}")
+    if GROWTH in names:
+        say("\ngrowth: cost follows size to the power of")
+        for growth in growths(sizes, device, options.seconds):
+            found["growth"].append(growth)
+            say(growth_line(growth))
+        if options.plot:
+            draw(found["growth"], options.plot)
+    return found | {key: [row._asdict() for row in found[key]] for key in ("rows", "growth")}
+
+
+def _groups(names: Sequence[str], sizes: cases.Sizes, device: torch.device, data: DataConfig | None) -> Iterator[cases.Group]:
+    for name in names:
+        if name == "loader":
+            yield from files.loaders(sizes, device, data)
+        else:
+            yield from GROUPS[name](sizes, device)
+
+
+def _wanted(words: Sequence[str]) -> tuple[list[str], DataConfig | None]:
+    """["loader", "data.root=x"] -> what to measure, in the order of NAMES, and whose photographs."""
+    known = {*NAMES, ALL}
+    if unknown := [word for word in words if "=" not in word and word not in known]:
+        raise ConfigError(f"{unknown[0]!r} is not measured; choose from {', '.join((*NAMES, ALL))}")
+    names = [name for name in NAMES if name in words or ALL in words]
+    if not names:
+        raise ConfigError(f"nothing to measure; choose from {', '.join((*NAMES, ALL))}")
+    values: dict[str, Any] = {}
+    for key, _, value in (word.partition("=") for word in words if "=" in word):
+        *path, last = key.split(".")
+        if path[:1] != ["data"]:
+            raise ConfigError(f"{key}: only data.KEY=VALUE is set here, such as data.root=FOLDER")
+        inner = values
+        for part in path[1:]:
+            inner = inner.setdefault(part, {})
+        inner[last] = _value(value)
+    if values and "loader" not in names:
+        raise ConfigError(f"data.* says which photographs loader reads; add loader to {', '.join(names)}")
+    return names, build(DataConfig, values, "data") if values else None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

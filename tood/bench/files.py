@@ -1,0 +1,110 @@
+"""Fixed cases that read files: a loader's photographs, and COCO's figures of many detections."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tood.bench.cases import COCO_CLASSES, Case, Group, Sizes
+from tood.bench.parts import loading
+from tood.config import DataConfig, SplitConfig
+from tood.data.batches import TrainLoader
+from tood.data.coco import read_split
+from tood.evaluation import coco_figures
+from tood.results import Detections
+
+BATCH = 8  # photographs
+FOUND = 100  # detections an image
+WIDTH, HEIGHT = 640, 480
+
+
+def loaders(sizes: Sizes, device: torch.device, data: DataConfig | None = None) -> Iterator[Group]:
+    """Photographs read, decoded, resized, flipped and put together, by one process: those of `data`, or drawn ones.
+
+    Raises DataError where they cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="tood-bench-") as folder:
+        work = f"photographs of {data.root}" if data else f"drawn photographs of {WIDTH}x{HEIGHT}"
+        data = data or _photographs(Path(folder), sizes.photographs)
+        loader = TrainLoader(read_split(data, "train"), replace(data, workers=0), batch_size=BATCH, seed=0)
+        try:
+            case = Case("a photograph", loading(loader), 0.0053, units=min(BATCH, len(loader.images)))
+            yield Group("loader", f"{work} to {data.long_side}x{data.short_side}, by one process", [case])
+        finally:
+            loader.close()
+
+
+def evaluations(sizes: Sizes, device: torch.device) -> Iterator[Group]:
+    """From detections as arrays to COCO's figures, the reading of the annotations included."""
+    with tempfile.TemporaryDirectory(prefix="tood-bench-") as folder:
+        annotations, found = _annotated(Path(folder), sizes.evaluated)
+        cases = [
+            Case(backend, lambda backend=backend: coco_figures(annotations, found, backend=backend))
+            for backend in ("pycocotools", "hotcoco")
+            if _there(backend)
+        ]
+        yield Group("eval", f"{sizes.evaluated} images, {FOUND} detections each", cases, warm_ups=0, rounds=1)
+
+
+def _there(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def _photographs(root: Path, count: int) -> DataConfig:
+    """JPEGs as large as photographs are: smooth shapes under a little grain, of about 100 kB each, with 7 objects."""
+    draw = np.random.default_rng(0)
+    (root / "images").mkdir()
+    images, objects = [], []
+    for number in range(1, count + 1):
+        coarse = Image.fromarray(draw.integers(0, 256, (HEIGHT // 20, WIDTH // 20, 3), dtype=np.uint8))
+        pixels = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)) + draw.normal(0, 8, (HEIGHT, WIDTH, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{number}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT})
+        objects += _objects(draw, number, len(objects), 7)
+    (root / "photographs.json").write_text(json.dumps(_document(images, objects)))
+    split = SplitConfig("photographs.json", "images")
+    return DataConfig(root=str(root), train=split, val=split)
+
+
+def _annotated(root: Path, count: int) -> tuple[Path, Detections]:
+    """Seven objects an image; detections near objects, of the right class mostly, and elsewhere."""
+    draw = np.random.default_rng(0)
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(1, count + 1)]
+    objects: list[dict] = []
+    for image in images:
+        objects += _objects(draw, image["id"], len(objects), 7)
+    path = root / "annotations.json"
+    path.write_text(json.dumps(_document(images, objects)))
+    boxes = np.array([a["bbox"] for a in objects]).reshape(count, 7, 4)
+    classes = np.array([a["category_id"] for a in objects]).reshape(count, 7)
+    nearest = draw.integers(0, 7, (count, FOUND))
+    near = np.take_along_axis(boxes, nearest[:, :, None], axis=1)
+    spread = draw.choice([0.03, 0.1, 0.5], (count, FOUND, 1)) * np.tile(near[..., 2:], 2)
+    near = near + spread * draw.normal(size=near.shape)
+    near[..., 2:] = near[..., 2:].clip(min=1)
+    right = draw.random((count, FOUND)) < 0.7
+    found = np.where(right, np.take_along_axis(classes, nearest, axis=1), draw.integers(1, COCO_CLASSES + 1, (count, FOUND)))
+    ids = np.repeat(np.arange(1, count + 1), FOUND)
+    return path, Detections(ids, near.reshape(-1, 4), draw.random(count * FOUND), found.ravel())
+
+
+def _objects(draw: np.random.Generator, image: int, before: int, count: int) -> list[dict]:
+    size = np.exp(draw.uniform(np.log(12), np.log(240), (count, 2)))
+    corner = draw.random((count, 2)) * (np.array([WIDTH, HEIGHT]) - size)
+    categories = draw.integers(1, COCO_CLASSES + 1, count).tolist()
+    return [
+        {"id": before + i + 1, "image_id": image, "category_id": categories[i], "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, box in enumerate(np.concatenate([corner, size], axis=1).tolist())
+    ]
+
+
+def _document(images: list[dict], objects: list[dict]) -> dict:
+    categories = [{"id": i, "name": f"class {i}"} for i in range(1, COCO_CLASSES + 1)]
+    return {"images": images, "annotations": objects, "categories": categories}

@@ -1,0 +1,130 @@
+"""What was measured, as rows, a table and JSON; on what machine; and profiles."""
+
+import os
+import platform
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch.profiler import ProfilerActivity, profile
+
+from tood import __version__
+from tood.bench.cases import PEER, Group
+from tood.bench.growth import Growth
+from tood.bench.timing import Turns, reference_operation
+
+REFERENCE = "reference"
+DEAREST = 10  # operators that a profile's table shows
+
+
+class Row(NamedTuple):
+    group: str
+    work: str
+    case: str
+    seconds: float  # median
+    low: float  # quantile .1
+    high: float  # quantile .9
+    calls: int
+    references: float  # median over that of the reference operation, timed in turn
+    first: str  # the group's first case, and how many times as fast as it this one is: the median over rounds
+    faster: float
+    peer: float | None
+
+
+def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
+    """The cases of a group and the reference operation, in turn."""
+    operations = {case.name: case.operation for case in group.cases}
+    turns = Turns({**operations, REFERENCE: reference_operation(device)}, device)
+    turns.warm_up(group.warm_ups)
+    turns.run(seconds, group.rounds)
+    first, reference = turns.times[group.cases[0].name], statistics.median(turns.times[REFERENCE])
+    rows = []
+    for case in group.cases:
+        own = [call / case.units for call in turns.times[case.name]]
+        shares = [a / b for a, b in zip(first, turns.times[case.name], strict=True)]
+        ordered, median = sorted(own), statistics.median(own)
+        low, high = (ordered[round(q * (len(own) - 1))] for q in (0.1, 0.9))
+        row = (median, low, high, len(own), median / reference, group.cases[0].name, statistics.median(shares), case.peer)
+        rows.append(Row(group.name, group.work, case.name, *row))
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured, with what."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        processor = next(iter(re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())), processor)
+    return {
+        "processor": processor,
+        "vector": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "tood": __version__,
+    }
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    what = f"{found['processor']} ({found['vector']}), {found['cores']} cores, {found['threads']} threads, load {found['load']}"
+    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "torchvision", "tood"))
+    return f"{what}{', ' + found['gpu'] if found['gpu'] else ''}\n{versions}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows of a group, at most 100 columns."""
+    lines = [f"{rows[0].group}: {rows[0].work}"]
+    lines.append(f"  {'':<26}{'median':>10}{'10 %':>10}{'90 %':>10}{'calls':>6}{'/ref':>9}{'speed-up':>10}{'peer':>10}")
+    for row in rows:
+        times = "".join(f"{duration(s):>10}" for s in (row.seconds, row.low, row.high))
+        peer = duration(row.peer) if row.peer else ""
+        lines.append(f"  {row.case:<26}{times}{row.calls:>6}{row.references:>9.3g}{row.faster:>9.2f}x{peer:>10}".rstrip())
+    return "\n".join(lines)
+
+
+def legend(rows: Sequence[Row]) -> str:
+    lines = ["/ref: over the reference operation, timed in turn; speed-up: over the group's first line"]
+    return "\n".join([*lines, *([f"peer, as published: {PEER}"] if any(row.peer for row in rows) else [])])
+
+
+def growth_line(growth: Growth) -> str:
+    ends = f"{duration(growth.seconds[0])} at {growth.sizes[0]}, {duration(growth.seconds[-1])} at {growth.sizes[-1]}"
+    return f"  {growth.what:<22}over {growth.over:<18}exponent {growth.exponent:5.2f}   {ends}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f} us"
+
+
+# -- profiles --------------------------------------------------------------------------------------------------------
+
+
+def profiles(group: Group, folder: Path, device: torch.device) -> Iterator[str]:
+    """One call of each case under torch's profiler: a trace in `folder`, and the operators that cost most by themselves."""
+    on_gpu = device.type == "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in group.cases:
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with profile(activities=kinds) as found:
+            case.operation()
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '_', f'{group.name} {group.work} {case.name}'.lower())}.json"
+        found.export_chrome_trace(str(path))
+        events = [event for event in found.key_averages() if not event.key.startswith(("cuda", "ProfilerStep"))]
+        cost = (lambda e: e.self_device_time_total) if on_gpu else (lambda e: e.self_cpu_time_total)
+        total = sum(map(cost, events)) or 1
+        lines = [f"{group.name}, {case.name}: {path}"]
+        for event in sorted(events, key=cost, reverse=True)[:DEAREST]:
+            lines.append(
+                f"  {event.key[:56]:<56}{event.count:>7} calls{cost(event) / 1e3:>10.1f} ms{100 * cost(event) / total:>6.1f} %"
+            )
+        yield "\n".join(lines)
