@@ -30,7 +30,7 @@ from pipeline.config import Experiment
 from pipeline.data.cache import local_data
 from pipeline.data.source import is_remote
 from pipeline.errors import ClusterError, StorageError
-from pipeline.notice import HeedingTorchConfig, hold_still, told_to_stop
+from pipeline.notice import HeedingTorchConfig, confirm, hold_still, listen, stop_workers, told_to_stop
 from pipeline.plots import runs as plots
 from pipeline.registry.models import pull
 from pipeline.scratch import scratch_folder
@@ -134,6 +134,10 @@ def fit(
         result = trainer.fit()
     except (TrainingFailedError, WorkerGroupError, ControllerError) as error:
         raise _cause(error, address) from None
+    except SystemExit:  # SIGTERM
+        if stop_workers(address.run):
+            print(f"{address.label}stopped behind a checkpoint; --resume goes on from it", flush=True)
+        raise
     if result.checkpoint is None:
         raise ClusterError(f"run {address.run}: ended without a checkpoint; see its log in Ray's dashboard")
     return _read_pointer(result.checkpoint)
@@ -177,6 +181,8 @@ class _Worker:
         elif resume is None and recipe.init not in ("none", "imagenet"):
             recipe = replace(recipe, init=os.path.expanduser(recipe.init))
         recipe = replace(recipe, data=self.local_data())
+        if self.rank == 0:
+            listen(self.address.run)
         train(
             recipe,
             self.scratch,
@@ -255,7 +261,7 @@ class _Worker:
             self.uploads.offer(store, dropped=lambda: shutil.rmtree(folder))
             if report.stops:
                 self.uploads.wait()
-                print(f"{self.address.label}told to stop: stored the checkpoint of step {report.step}", flush=True)
+                confirm(self.address.run)
         if report.stops:
             collective.barrier()  # a rank that fails ends the others, so rank 0 has to be done
 

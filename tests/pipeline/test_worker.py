@@ -59,7 +59,8 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(train.collective, "broadcast_from_rank_zero", lambda value: value)
     monkeypatch.setattr(train.collective, "barrier", lambda: None)
     monkeypatch.setattr(train, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(train, "told_to_stop", lambda: False)
+    for name in ("listen", "confirm"):
+        monkeypatch.setattr(train, name, lambda run: None)
     yield SimpleNamespace(experiment=experiment, folder=tmp_path, patch=monkeypatch, ray=Ray(tmp_path / "ray"))
     shutil.rmtree(tmp_path)
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from tests.tiny import write_dataset
 from tests.tood.test_training import files
 from tests.tood.tiny_recipe import recipe
+from tood import training
 from tood.checkpoint import load_checkpoint
 from tood.config import to_dict
 from tood.data.batches import TrainLoader
@@ -106,18 +108,28 @@ def test_an_epoch_begun_at_a_batch_reads_no_image_of_those_before(data, monkeypa
     assert np.unique(whole).size == 8
 
 
-def test_sigterm_to_the_command_ends_it_behind_a_checkpoint(data, folder):
-    file = folder / "recipe.json"
-    config = recipe(data, epochs=500, milestones=[], log_every=1, evaluate_every=500)
-    file.write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, "-m", "tood.training", str(file), "--output", str(folder / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline().startswith("epoch 1/500 step 1/2 ")
-        os.kill(process.pid, signal.SIGTERM)
-        said = process.stdout.read().splitlines()
-        assert process.wait(60) == 128 + signal.SIGTERM
-    finally:
-        process.kill()
+def test_the_command_killed_and_told_to_stop_goes_on_to_the_same_bits(data, folder, capsys):
+    config = recipe(data, **(OPTIONS | {"epochs": 1, "milestones": [], "log_every": 1}))
+    train(config, folder / "through")
+    (folder / "recipe.json").write_text(json.dumps(to_dict(config)))
+    often = replace(config, train=replace(config.train, checkpoint_minutes=1e-9))
+    (folder / "often.json").write_text(json.dumps(to_dict(often)))
+    run = folder / "run"
+    for file, number, code in (("often.json", signal.SIGKILL, -9), ("recipe.json", signal.SIGTERM, 143)):
+        command = [sys.executable, "-m", "tood.training", str(folder / file), "--output", str(run), "--resume"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout.readline().startswith("epoch 1/1 step ")
+            end = time.monotonic() + 60
+            while number == signal.SIGKILL and newest_checkpoint(run) is None and time.monotonic() < end:
+                time.sleep(0.01)
+            os.kill(process.pid, number)
+            said = process.stdout.read().splitlines()
+            assert process.wait(60) == code
+        finally:
+            process.kill()
     assert said[-1].startswith("stopped as told, ")
-    assert newest_checkpoint(folder / "run") is not None
+    assert newest_checkpoint(run).name.startswith("step_")
+    assert training.main([str(folder / "recipe.json"), "--output", str(run), "--resume"]) == 0
+    assert [path.name for path in run.iterdir()] == ["epoch_0001"]
+    assert files(run / "epoch_0001") == files(folder / "through/epoch_0001")

@@ -5,6 +5,8 @@
                                                     --kind upload       the same, while it stores a checkpoint
                                                     --kind driver       `tood train` and its Ray, then --resume
                                                     --kind raylet       a node of a cluster of two, which gets another
+                                                    --kind notice       SIGTERM instead, to worker or driver in turn:
+                                                                        no step at all may be done again
 
 Without --kind all of them, --count kills each. Batches of different seeds add up.
 """
@@ -33,7 +35,7 @@ from tests.tiny import write_experiment
 IMAGES, STEPS = 16, 4  # of the tiny data set, four images a step
 INTERVAL = 2.0  # seconds between checkpoints within an epoch, where they are stored in the background
 PATIENCE = 400  # seconds for a run or a restart; longer is a failure
-KINDS = ("process", "worker", "upload", "driver", "raylet")
+KINDS = ("process", "worker", "upload", "driver", "raylet", "notice")
 
 
 class Lab:
@@ -131,29 +133,32 @@ def kill_some(run: KilledRun, most: int) -> int:
         heard = len(read(run.ledger))
         word = "uploading" if lab.kind == "upload" else "batch"
         # From the start of a process to its first batch there is little to lose, so most moments come after it.
-        early = lab.kind != "upload" and lab.draw.random() < 0.15
+        early = lab.kind not in ("upload", "notice") and lab.draw.random() < 0.15
         if not early and not run.wait(lambda: any(e["what"] == word for e in read(run.ledger)[heard:]), f"the next {word}"):  # noqa: B023
             return done  # it ended first
         time.sleep(lab.draw.uniform(0, {"process": 4, "upload": 1.2}.get(lab.kind, 6)))
         if not run.running():
             return done
-        if lab.kind in ("process", "driver"):
+        to_driver = lab.kind in ("process", "driver") or (lab.kind == "notice" and done % 2)
+        if to_driver:
             family = _family(run.process.pid)
-            run.process.send_signal(signal.SIGKILL)
-            run.process.wait()
+            run.process.send_signal(signal.SIGTERM if lab.kind == "notice" else signal.SIGKILL)
+            run.process.wait(60)
             _, alive = psutil.wait_procs(family, timeout=60)  # Ray's processes end with their driver
             for each in alive:
                 each.kill()
             run.start()
             done += 1
         else:
-            done += _kill_a_worker(run)
+            done += _kill_a_worker(run, signal.SIGTERM if lab.kind == "notice" else signal.SIGKILL)
     return done
 
 
 def judge(run: KilledRun, standard: tuple[str, Account]) -> list[str]:
     weights, unkilled = standard
     faults = [] if run.weights() == weights else ["the final weights are not those of the unkilled run"]
+    if run.lab.kind == "notice" and sum(run.account().redone):
+        faults.append(f"{sum(run.account().redone)} steps were done again in spite of the notice")
     return faults + faults_of(run.account(), unkilled, IMAGES, 0 if run.lab.direct else INTERVAL)
 
 
@@ -206,14 +211,15 @@ def harm(lab: Lab, count: int, a_run: int) -> Row:
                 shutil.rmtree(run.folder)
     remark = f"{lab.runs - 1} runs of {lab.epochs * STEPS} steps on {lab.workers} rank(s); at most {max(redone, default=0)} steps "
     remark += f"({max(lost, default=0):.1f} s) done again; images skipped or seen twice: {sum('epoch' in f for f in faults)}"
-    return Row(f"SIGKILL of a {lab.kind}".replace("a upload", "a worker in an upload"), tried, survived, remark)
+    what = {"upload": "SIGKILL of a worker in an upload", "notice": "SIGTERM to worker or driver"}
+    return Row(what.get(lab.kind, f"SIGKILL of a {lab.kind}"), tried, survived, remark)
 
 
-def _kill_a_worker(run: KilledRun) -> int:
+def _kill_a_worker(run: KilledRun, number: int) -> int:
     for process in _family(run.process.pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
+                process.send_signal(number)
                 return 1
     time.sleep(0.2)
     return 0
