@@ -254,7 +254,9 @@ class _Worker:
                     self.within = upload_checkpoint(self.store, folder, self.address.run, asdict(progress))
                     if superseded not in ("", self.within):
                         remove_checkpoint(self.store, superseded)
-                except StorageError as error:  # an epoch's would end the run; this one is a precaution
+                except StorageError as error:  # it is a precaution, where the run does not end behind it
+                    if report.stops:
+                        raise
                     print(f"{self.address.label}checkpoint of step {report.step} is not stored: {error}", flush=True)
                 shutil.rmtree(folder)
 
@@ -262,8 +264,6 @@ class _Worker:
             if report.stops:
                 self.uploads.wait()
                 confirm(self.address.run)
-        if report.stops:
-            collective.barrier()  # a rank that fails ends the others, so rank 0 has to be done
 
     def epoch_done(self, report: EpochReport) -> None:
         if self.rank:

@@ -59,6 +59,11 @@ class Agreement:
         """A checkpoint was written: the time to the next one begins."""
         self._since = time.monotonic()
 
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        if self._group is not None:
+            dist.barrier(self._group)
+
     def close(self) -> None:
         """At a run's regular end, on all ranks."""
         if self._group is not None:

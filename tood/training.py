@@ -75,8 +75,8 @@ def train(
     hash is what a resume insists on. Under an initialised process group each rank calls this with the same arguments.
 
     Every train.checkpoint_minutes one more is written within the epoch, to folder/step_00000001 and so on by the steps done;
-    to remove superseded ones is the caller's part. `told_to_stop` is asked after each step and between batches of
-    evaluation: once it is true on any rank, such a checkpoint is written and StoppedError raised.
+    to remove superseded ones is the caller's part. `told_to_stop` is asked after each step, on rank 0 also between batches of
+    evaluation: once it is true on any rank, such a checkpoint is written and StoppedError raised on all of them.
     """
     rank, world = place()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,7 +98,7 @@ def train(
         stop = run.epoch  # nothing is left to do
     agreement = Agreement(recipe.train.checkpoint_minutes, told_to_stop, collective_seconds)
 
-    def checkpoint_within(stops: bool) -> None:
+    def checkpoint_within(stops: bool, in_step: bool = True) -> None:
         within = None
         if rank == 0:
             within = within_epoch_folder(folder, run.step)
@@ -106,6 +106,8 @@ def train(
         on_checkpoint(CheckpointReport(run.epoch, run.step, within, stops))
         agreement.saved()
         if stops:
+            if in_step:
+                agreement.meet()  # a rank that has ended would end the others, and rank 0 has to be done
             raise StoppedError(f"stopped as told, {run.into} steps into epoch {run.epoch + 1}; go on from there")
 
     def after_step() -> None:
@@ -124,10 +126,11 @@ def train(
             metrics, figures, found = {}, None, None
             if last or done % recipe.train.evaluate_every == 0:
                 averaged = run.ema and run.ema.tensors
+                told = told_to_stop if rank == 0 else lambda: False  # not in step here, but rank 0 has all that is kept
                 try:
-                    found = detect_all(run.model, val_data, recipe, device, weights=averaged, told_to_stop=told_to_stop)
+                    found = detect_all(run.model, val_data, recipe, device, weights=averaged, told_to_stop=told)
                 except StoppedError:
-                    checkpoint_within(stops=True)  # ranks are not in step here, but rank 0 has all that a checkpoint needs
+                    checkpoint_within(stops=True, in_step=False)
                 if rank == 0:
                     figures = coco_figures(val_data.annotations, found)
                     metrics = val_metrics(figures)

@@ -57,7 +57,6 @@ def lab(tmp_path, monkeypatch):
         setattr(tracked, name, lambda *a, **k: None)
     monkeypatch.setattr(train.Run, "attach", lambda *a: tracked)
     monkeypatch.setattr(train.collective, "broadcast_from_rank_zero", lambda value: value)
-    monkeypatch.setattr(train.collective, "barrier", lambda: None)
     monkeypatch.setattr(train, "get_device", lambda: torch.device("cpu"))
     for name in ("listen", "confirm"):
         monkeypatch.setattr(train, name, lambda run: None)
