@@ -1,7 +1,7 @@
 """What a worker stores, reports and goes on from, with Ray played by a stand-in: real training, a real store, no cluster."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from ray import train as ray_train
 
-from pipeline import train
+from pipeline import worker
 from pipeline.config import experiment_of, load_values
 from pipeline.storage.checkpoints import fetch, latest_of
 from pipeline.storage.opening import open_store
-from pipeline.train import Address, Progress
+from pipeline.worker import Address, Progress
 from tests.tiny import write_dataset, write_experiment
 from tests.tood.test_resume import stop_after
 from tests.tood.test_training import files
@@ -55,28 +55,28 @@ def lab(tmp_path, monkeypatch):
     tracked = SimpleNamespace(metrics=lambda *a, **k: None, deliver=lambda: None)
     for name in ("dataset", "description", "figure", "image", "picture", "document", "file"):
         setattr(tracked, name, lambda *a, **k: None)
-    monkeypatch.setattr(train.Run, "attach", lambda *a: tracked)
-    monkeypatch.setattr(train.collective, "broadcast_from_rank_zero", lambda value: value)
-    monkeypatch.setattr(train, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker.Run, "attach", lambda *a: tracked)
+    monkeypatch.setattr(worker.collective, "broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
     for name in ("listen", "confirm"):
-        monkeypatch.setattr(train, name, lambda run: None)
+        monkeypatch.setattr(worker, name, lambda run: None)
     yield SimpleNamespace(experiment=experiment, folder=tmp_path, patch=monkeypatch, ray=Ray(tmp_path / "ray"))
     shutil.rmtree(tmp_path)
 
 
 def work(lab, run: str, asked: int | None = None) -> None:
     """One life of a worker; it is told to stop at the so manieth question."""
-    lab.patch.setattr(train, "ray_train", lab.ray)
-    lab.patch.setattr(train, "told_to_stop", stop_after(asked) if asked else lambda: False)
+    lab.patch.setattr(worker, "ray_train", lab.ray)
+    lab.patch.setattr(worker, "told_to_stop", stop_after(asked) if asked else lambda: False)
     address = Address(run, str(lab.folder / "store"), "", "", "")
     scratch = lab.folder / "scratch"
     scratch.mkdir()
-    worker = train._Worker(lab.experiment, address, "val/AP", 0, scratch)
+    life = worker.Worker(lab.experiment, address, "val/AP", 0, scratch)
     try:
-        worker.run(None)
+        life.run(None)
         assert [path.name for path in scratch.iterdir() if path.name not in ("resume", "best")] == []
     finally:
-        worker.uploads.close()
+        life.uploads.close()
         shutil.rmtree(scratch)
 
 
@@ -108,7 +108,7 @@ def test_a_worker_goes_on_from_the_stores_newest_checkpoint_and_tells_ray_what_i
     assert [(r["epoch"], r["last"]) for r in lab.ray.results] == [(1, False), (2, True)]
     newest = latest_of(store, "run")
     assert files(fetch(store, newest.prefix, lab.folder / "fetched/run")) == files(through)
-    assert newest.note == train.asdict(train._read_pointer(lab.ray.checkpoint))
+    assert newest.note == asdict(worker.read_pointer(lab.ray.checkpoint))
     progress = Progress(**newest.note)
     assert (progress.epoch, progress.step, progress.last, progress.prefix) == (2, 4, True, newest.prefix)
     assert stored(lab, "run") == [newest.prefix.rpartition("/")[2], "latest.json"]
@@ -118,14 +118,14 @@ def test_a_worker_goes_on_from_the_stores_newest_checkpoint_and_tells_ray_what_i
 
 
 def test_a_checkpoint_within_an_epoch_that_cannot_be_stored_ends_no_run(lab, capsys):
-    upload = train.upload_checkpoint
+    upload = worker.upload_checkpoint
 
     def refuse(store, folder, *arguments):
         if folder.name.startswith("step_"):
-            raise train.StorageError("the store is full")
+            raise worker.StorageError("the store is full")
         return upload(store, folder, *arguments)
 
-    lab.patch.setattr(train, "upload_checkpoint", refuse)
+    lab.patch.setattr(worker, "upload_checkpoint", refuse)
     once = replace(lab.experiment.train, epochs=1, milestones=(), checkpoint_minutes=1e-9)
     lab.experiment = replace(lab.experiment, train=once)
     work(lab, "run")

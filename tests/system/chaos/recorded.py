@@ -53,11 +53,11 @@ def record() -> None:
 
 def work(job: dict) -> None:
     """What a worker of Ray Train runs here: the pipeline's own function, noted."""
-    from pipeline import train
+    from pipeline import worker
     from pipeline.storage.folder import FolderStore
 
     record()
-    upload, put_file = train.upload_checkpoint, FolderStore.put_file
+    upload, put_file = worker.upload_checkpoint, FolderStore.put_file
 
     def noted_upload(store, folder, *arguments):
         step = json.loads((folder / "manifest.json").read_text())["step"]
@@ -70,8 +70,8 @@ def work(job: dict) -> None:
         time.sleep(float(os.environ.get(PAUSE, "0")))
         return put_file(self, key, path)
 
-    train.upload_checkpoint, FolderStore.put_file = noted_upload, slow_put_file
-    train._work(job)
+    worker.upload_checkpoint, FolderStore.put_file = noted_upload, slow_put_file
+    worker.work(job)
 
 
 def run(arguments: list[str]) -> int:
@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
     from pipeline import cli, train
     from tests.system.chaos import recorded
 
-    train._work = recorded.work  # sent to the workers by its name; what they call themselves is unchanged
+    train.work = recorded.work  # sent to the workers by its name; what they call themselves is unchanged
     return cli.main(rest)
 
 
