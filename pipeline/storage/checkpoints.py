@@ -144,8 +144,13 @@ def remove_checkpoint(store: Store, prefix: str) -> None:
 
 
 def remove_others(store: Store, run: str, keep: Collection[str]) -> None:
-    """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left."""
+    """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left.
+
+    The pointer goes too, and first, where it names one that goes: the run then has nothing to go on from.
+    """
     folder = _run_folder(run)
+    if latest(store, run) not in {None, *keep}:
+        store.delete(_pointer_key(run))
     found = {f"{folder}/{key.removeprefix(folder + '/').split('/')[0]}" for key in store.list(folder)}
     for prefix in found - {_pointer_key(run), *keep}:
         remove_checkpoint(store, prefix)
