@@ -7,6 +7,8 @@
                                                     --kind raylet       a node of a cluster of two, which gets another
                                                     --kind notice       SIGTERM instead, to worker or driver in turn:
                                                                         no step at all may be done again
+                                                    --kind hang         SIGSTOP instead, to one of two workers: the other
+                                                                        ends at ray.collective_seconds
 
 Without --kind all of them, --count kills each. Batches of different seeds add up.
 """
@@ -35,7 +37,7 @@ from tests.tiny import write_experiment
 IMAGES, STEPS = 16, 4  # of the tiny data set, four images a step
 INTERVAL = 2.0  # seconds between checkpoints within an epoch, where they are stored in the background
 PATIENCE = 400  # seconds for a run or a restart; longer is a failure
-KINDS = ("process", "worker", "upload", "driver", "raylet", "notice")
+KINDS = ("process", "worker", "upload", "driver", "raylet", "notice", "hang")
 
 
 class Lab:
@@ -44,7 +46,7 @@ class Lab:
     def __init__(self, folder: Path, kind: str, draw: random.Random):
         self.folder, self.kind, self.draw, self.runs = folder, kind, draw, 0
         self.direct = kind == "process"
-        self.workers = 2 if kind == "raylet" else 1
+        self.workers = 2 if kind in ("raylet", "hang") else 1
         self.epochs = 3 if self.direct else 6
         self.experiment = write_experiment(folder)
         self.env = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
@@ -75,7 +77,7 @@ class KilledRun:
         else:
             command = ["tood", "train", str(lab.experiment), f"output={self.folder / 'runs'}", f"train.epochs={lab.epochs}"]
             command += ["train.evaluate_every=3", f"train.checkpoint_minutes={INTERVAL / 60}", "train.log_every=1"]
-            command += ["ray.max_failures=-1", f"ray.workers={lab.workers}"]
+            command += ["ray.max_failures=-1", f"ray.workers={lab.workers}", "ray.collective_seconds=30"]
             command += [f"ray.address={self.address}"] if self.address else []
         command += ["--resume"] if begun else []
         with (self.folder / "log").open("ab") as log:
@@ -150,7 +152,7 @@ def kill_some(run: KilledRun, most: int) -> int:
             run.start()
             done += 1
         else:
-            done += _kill_a_worker(run, signal.SIGTERM if lab.kind == "notice" else signal.SIGKILL)
+            done += _kill_a_worker(run, {"notice": signal.SIGTERM, "hang": signal.SIGSTOP}.get(lab.kind, signal.SIGKILL))
     return done
 
 
@@ -211,7 +213,11 @@ def harm(lab: Lab, count: int, a_run: int) -> Row:
                 shutil.rmtree(run.folder)
     remark = f"{lab.runs - 1} runs of {lab.epochs * STEPS} steps on {lab.workers} rank(s); at most {max(redone, default=0)} steps "
     remark += f"({max(lost, default=0):.1f} s) done again; images skipped or seen twice: {sum('epoch' in f for f in faults)}"
-    what = {"upload": "SIGKILL of a worker in an upload", "notice": "SIGTERM to worker or driver"}
+    what = {
+        "upload": "SIGKILL of a worker in an upload",
+        "notice": "SIGTERM to worker or driver",
+        "hang": "SIGSTOP of one of two workers",
+    }
     return Row(what.get(lab.kind, f"SIGKILL of a {lab.kind}"), tried, survived, remark)
 
 
