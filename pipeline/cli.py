@@ -49,7 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog="tood", description="Experiments with one-stage object detection on Ray and MLflow.")
     verbs = Verbs(parser)
-    groups = (experiments, models, compare, exchange, registry, storage, nightly, ui, deliver, data, jobs, doctor, bench, completion)
+    groups = (
+        experiments,
+        models,
+        compare,
+        exchange,
+        registry,
+        storage,
+        nightly,
+        ui,
+        deliver,
+        data,
+        jobs,
+        doctor,
+        bench,
+        completion,
+    )
     for group in groups:
         group.add_to(verbs)
     clusters.offer(parser)

@@ -36,6 +36,7 @@ class RayConfig:
     gpus_per_worker: float | None = unhashed(None)  # None: 1 where the cluster has GPUs, else 0
     accelerator_type: str = unhashed("")  # such as H100: workers go to nodes that have it
     max_failures: int = bounded(2, -1, 1000, identity=False)  # restarts of a run after a dead worker or node
+    collective_seconds: int = bounded(600, 10, 86_400, identity=False)  # longest wait of a worker for another, then a restart
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pipeline import cluster, published, repeats, space
 from pipeline.config import Experiment, experiment_of, to_yaml
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, StorageError
 from pipeline.site import Site, absolute, prepare
+from pipeline.storage.checkpoints import remove_others
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.leftovers import reconcile
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run
@@ -206,7 +207,7 @@ def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
     tracked.params(params)
     tracked.text(to_yaml(experiment), "experiment.yaml")
     address = Address(
-        run=f"{plan.sweep}-{trial_id}",
+        run=_run_name(plan, trial_id),
         store=site.store_url,
         tracking=site.tracking,
         mlflow_run=tracked.run_id,
@@ -235,6 +236,9 @@ def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
     if metrics.get("best_prefix"):
         tracked.tags({CHECKPOINT: site.store.url_of(metrics["best_prefix"])})
         tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": metrics["best"]}, step=0)
+    if status == "STOPPED":  # it will not go on, so what it would go on from can go
+        with suppress(StorageError):
+            remove_others(site.store, _run_name(plan, trial_id), {metrics.get("best_prefix", "")})
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
     best = metrics.get("best")
     return Trial(
@@ -250,6 +254,10 @@ def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
         status=status,
         error=_why(result.error),
     )
+
+
+def _run_name(plan: Plan, trial_id: str) -> str:
+    return f"{plan.sweep}-{trial_id}"
 
 
 def _why(error: Exception | None) -> str:

@@ -1,80 +1,22 @@
-"""Ray Train: what each worker runs, and the launcher that `tood train` and every trial of a sweep share.
+"""Ray Train: the launcher that `tood train` and every trial of a sweep share; `pipeline.worker` is what it launches."""
 
-The worker trains by `tood.training.train`. After each epoch rank 0 puts the checkpoint into object storage; Ray Train's own
-checkpoint is a small file that points there, so weights are stored once and a restarted worker group goes on from it.
-"""
-
-import json
-import logging
-import os
-import posixpath
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from ray import train as ray_train
-from ray.train import collective
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.execution import context as ray_train_context
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pipeline.config import Experiment
-from pipeline.data.cache import local_data
-from pipeline.data.source import is_remote
 from pipeline.errors import ClusterError
-from pipeline.plots import runs as plots
-from pipeline.registry.models import pull
-from pipeline.storage.checkpoints import fetch, remove_checkpoint, upload_checkpoint
-from pipeline.storage.opening import open_store
-from pipeline.storage.store import Store
-from pipeline.tracking.notes import describe_run
-from pipeline.tracking.runs import DETECTIONS, Run
-from tood.config import DataConfig, build, identity, to_dict
-from tood.data.coco import CocoData
+from pipeline.notice import HeedingTorchConfig, stop_workers
+from pipeline.worker import Address, Progress, read_pointer, work
+from tood.config import to_dict
 from tood.errors import ToodError
-from tood.finetune import LoadReport
-from tood.progress import EpochReport, StepReport
-from tood.results import packed_results
-from tood.samples import sample_sheet
-from tood.training import train
 
-POINTER = "pointer.json"  # the only file of Ray Train's checkpoint
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where one training run keeps things; plain strings, sent to every worker."""
-
-    run: str  # its name in object storage and in Ray, unique
-    store: str  # URL
-    tracking: str  # MLflow's address
-    mlflow_run: str  # id
-    ray_storage: str  # folder or URI for Ray Train's own state
-    label: str = ""  # put before progress lines, to tell trials apart
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run has reached; kept in the pointer, so that it survives a restart."""
-
-    epoch: int = 0  # epochs done
-    prefix: str = ""  # newest checkpoint in the store
-    best_epoch: int = 0
-    best_prefix: str = ""
-    best_value: float = float("-inf")
-    step: int = 0  # of the newest checkpoint
-    metrics: dict[str, float] = field(default_factory=dict)  # of that epoch
-
-    def advance(self, report: EpochReport, prefix: str, value: float | None) -> "Progress":
-        reached = replace(self, epoch=report.epoch + 1, prefix=prefix, step=report.step, metrics=report.metrics)
-        if value is not None and value > self.best_value:
-            return replace(reached, best_epoch=reached.epoch, best_prefix=prefix, best_value=value)
-        return reached
+__all__ = ["Address", "Progress", "fit"]
 
 
 def fit(
@@ -98,9 +40,9 @@ def fit(
         "metric": metric,
     }
     trainer = TorchTrainer(
-        _work,
+        work,
         train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=600),
+        torch_config=HeedingTorchConfig(backend="nccl" if gpus else "gloo", timeout_s=experiment.ray.collective_seconds),
         scaling_config=ray_train.ScalingConfig(
             num_workers=experiment.ray.workers,
             use_gpu=bool(gpus),
@@ -120,137 +62,13 @@ def fit(
         result = trainer.fit()
     except (TrainingFailedError, WorkerGroupError, ControllerError) as error:
         raise _cause(error, address) from None
+    except SystemExit:  # SIGTERM
+        if stop_workers(address.run):
+            print(f"{address.label}stopped behind a checkpoint; --resume goes on from it", flush=True)
+        raise
     if result.checkpoint is None:
         raise ClusterError(f"run {address.run}: ended without a checkpoint; see its log in Ray's dashboard")
-    return _read_pointer(result.checkpoint)
-
-
-def _work(job: dict[str, Any]) -> None:
-    """One worker of a run: train, and after each epoch store, report and track (rank 0)."""
-    experiment = build(Experiment, job["experiment"])
-    address = Address(**job["address"])
-    rank = ray_train.get_context().get_world_rank()
-    # it prints each report whole, beside our lines, by a logger named after its file, which LoggingConfig does not reach
-    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(experiment.ray.cpus_per_worker)
-    scratch = Path(tempfile.mkdtemp(prefix="tood-"))
-    try:
-        _Worker(experiment, address, job["metric"], rank, scratch).run(job["stop_after"])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-class _Worker:
-    def __init__(self, experiment: Experiment, address: Address, metric: str, rank: int, scratch: Path):
-        self.experiment, self.address, self.metric, self.rank, self.scratch = experiment, address, metric, rank, scratch
-        self.store: Store = open_store(address.store)
-        self.tracked = Run.attach(address.tracking, address.mlflow_run) if rank == 0 else None
-        self.progress = Progress()
-        self.val_data: CocoData | None = None
-
-    def run(self, stop_after: int | None) -> None:
-        recipe, resume = self.experiment.recipe, None
-        if (checkpoint := ray_train.get_checkpoint()) is not None:
-            self.progress = _read_pointer(checkpoint)
-            resume = fetch(self.store, self.progress.prefix, self.scratch / "resume")
-            if self.tracked:  # a worker may have died between its report and its tracking; what is there is not doubled
-                self.tracked.metrics(self.progress.metrics, self.progress.step, epoch=self.progress.epoch)
-        elif recipe.init.startswith("models:/"):
-            recipe = replace(recipe, init=str(pull(recipe.init, self.address.tracking, self.scratch / "init")))
-        elif recipe.init not in ("none", "imagenet"):
-            recipe = replace(recipe, init=os.path.expanduser(recipe.init))
-        recipe = replace(recipe, data=self.local_data())
-        train(
-            recipe,
-            self.scratch,
-            config=identity(self.experiment),
-            device=get_device(),
-            resume=resume,
-            stop_after=stop_after,
-            metric=self.metric,
-            on_start=self.started,
-            on_step=self.stepped,
-            on_epoch=self.epoch_done,
-        )
-        if self.tracked:
-            self.tracked.deliver()
-
-    def local_data(self) -> DataConfig:
-        """The data on this node, fetched once for all its workers if data.root is an address."""
-        data, label = self.experiment.data, self.address.label
-        local = local_data(data, self.experiment.cache, say=lambda line: print(f"{label}{line}", flush=True))
-        if is_remote(data.root):
-            collective.barrier()  # Ray's, without a time limit: a slow node's fetch may outlast that of the process group
-        return local
-
-    def started(self, train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
-        self.val_data = val_data
-        if self.tracked:
-            if loaded:
-                print(f"{self.address.label}init: {loaded.line()}", flush=True)
-            for context, data in (("training", train_data), ("validation", val_data)):
-                self.tracked.dataset(data.annotations.stem, data.fingerprint, context, len(data.images))
-            counts = {"train": len(train_data.images), "val": len(val_data.images)}
-            self.tracked.description(describe_run(self.experiment, self.address.label.strip("[] "), val_data.names, counts))
-
-    def stepped(self, report: StepReport) -> None:
-        print(f"{self.address.label}{report.line(self.experiment.train.epochs)}", flush=True)
-        self.tracked.metrics(report.metrics, report.step, epoch=report.step / report.steps_per_epoch)
-
-    def epoch_done(self, report: EpochReport) -> None:
-        if self.rank:
-            ray_train.report({})
-            return
-        before, value = self.progress, report.metrics.get(self.metric)
-        prefix = upload_checkpoint(self.store, report.checkpoint, self.address.run)
-        self.progress = before.advance(report, prefix, value)
-        pointer = self.scratch / "pointer"
-        pointer.mkdir(exist_ok=True)
-        (pointer / POINTER).write_text(json.dumps(asdict(self.progress)))
-        found = report.metrics | {
-            "epoch": report.epoch + 1,
-            "last": report.last,
-            "best": self.progress.best_value,
-            "best_epoch": self.progress.best_epoch,
-            "best_prefix": self.progress.best_prefix,
-        }
-        ray_train.report(
-            found,
-            checkpoint=ray_train.Checkpoint.from_directory(pointer),
-            checkpoint_dir_name=f"epoch_{report.epoch + 1:04d}",
-        )
-        # After the report: an epoch that was not committed is done again, and then tracked once.
-        self.tracked.metrics(report.metrics, report.step, epoch=report.epoch + 1)
-        shown = " ".join(f"{k} {v:.4f}" for k, v in report.metrics.items() if k in ("val/AP", "val/AP50", "val/AP75"))
-        seconds = report.metrics["perf/epoch_seconds"]
-        print(f"{self.address.label}epoch {report.epoch + 1} done in {seconds:.1f} s {shown}", flush=True)
-        if report.ends_early:
-            print(f"{self.address.label}{report.ends_early}", flush=True)
-        for superseded in {before.prefix, before.best_prefix} - {self.progress.prefix, self.progress.best_prefix, ""}:
-            remove_checkpoint(self.store, superseded)
-        shutil.rmtree(report.checkpoint)
-        if report.figures and (report.last or self.progress.best_epoch == report.epoch + 1):
-            self.track_pictures(report)
-        if report.figures and self.progress.best_epoch == report.epoch + 1:
-            self.tracked.file(packed_results(self.scratch / DETECTIONS, report.detections), posixpath.dirname(DETECTIONS))
-
-    def track_pictures(self, report: EpochReport) -> None:
-        """Precision-recall curves, sample detections and figures per class, of the best epoch and of the last.
-
-        The detections of every epoch that was the best are kept beside them, to be leafed through in MLflow.
-        """
-        when = "last" if report.last else "best"
-        self.tracked.figure(plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png")
-        sheet = sample_sheet(self.val_data, report.detections)
-        self.tracked.image(sheet, f"{when}/detections.png")
-        self.tracked.picture(sheet, "detections", step=report.epoch + 1)
-        self.tracked.document(report.figures.per_class, f"{when}/per_class.json")
-
-
-def _read_pointer(checkpoint: ray_train.Checkpoint) -> Progress:
-    with checkpoint.as_directory() as folder:
-        return Progress(**json.loads((Path(folder) / POINTER).read_text()))
+    return read_pointer(result.checkpoint)
 
 
 def _cause(error: Exception, address: Address) -> ToodError:

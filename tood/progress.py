@@ -43,3 +43,13 @@ class EpochReport:
     checkpoint: Path | None
     last: bool  # of the recipe's, or because the run ends early
     ends_early: str = ""  # why, where it does
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """Sent on every rank after a checkpoint within an epoch; it exists on rank 0 alone."""
+
+    epoch: int  # from 0, under way
+    step: int
+    checkpoint: Path | None
+    stops: bool  # training ends here, as it was told to

@@ -1,20 +1,27 @@
-"""The state of a training run: how it starts, what a checkpoint keeps of it, how it goes on from one to the bit."""
+"""The state of a training run: how it starts, what a checkpoint keeps of it, how it goes on from one to the bit.
 
-from dataclasses import dataclass
+Ranks differ in nothing that a checkpoint would have to keep for each: no random number is drawn in training but by sample
+(seed, epoch, image), weights are equal, and DDP gives all ranks rank 0's BatchNorm statistics before each forward pass.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torchvision
+from torch import Tensor
 
 from tood import __version__
 from tood.backbone import load_imagenet
-from tood.checkpoint import LoadReport, ModelInfo, load_checkpoint, load_into, load_model, save_checkpoint
+from tood.checkpoint import MANIFEST, LoadReport, ModelInfo, load_checkpoint, load_into, load_model, read_manifest, save_checkpoint
 from tood.config import hash_of
 from tood.data.coco import CocoData
 from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.early_stopping import Standing
-from tood.errors import ConfigError
+from tood.errors import ConfigError, DataError
 from tood.evaluation import Figures
 from tood.optimisation import AveragedWeights, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from tood.recipe import Recipe
@@ -36,6 +43,9 @@ class Run:
     dataset: str
     epoch: int = 0  # epochs done
     step: int = 0  # optimizer steps done
+    into: int = 0  # of these, in the epoch that has begun
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss since the last report
+    summed: int = 0  # over so many steps
     loaded: LoadReport | None = None  # of the model that `init` names
     standing: Standing | None = None  # for early stopping, where it is on
 
@@ -75,10 +85,14 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
     )
 
 
-def save(run: Run, folder: Path, figures: Figures | None) -> None:
-    """The model folder holds what is evaluated and shared: the averaged weights where averaging is on."""
+def save(run: Run, folder: Path, figures: Figures | None = None, order: str = "") -> None:
+    """The model folder holds what is evaluated and shared: the averaged weights where averaging is on.
+
+    order: what `TrainLoader.order` says of an epoch that is under way.
+    """
     weights = run.model.state_dict()
     tensors = {**optimizer_tensors(run.optimizer, run.model), "rng": torch.get_rng_state()}
+    tensors |= {f"sum.{name}": total for name, total in run.sums.items()}
     if run.ema:
         tensors |= {f"weights.{name}": tensor for name, tensor in weights.items()}
         weights = run.ema.tensors
@@ -93,14 +107,22 @@ def save(run: Run, folder: Path, figures: Figures | None) -> None:
         dataset=run.dataset,
         versions={"tood": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
     )
-    position = {"epoch": run.epoch, "batch": 0}
+    position = {"epoch": run.epoch, "batch": run.into * run.recipe.train.accumulate}
+    if run.into:
+        position["order"] = order
     state = {"epoch": run.epoch, "step": run.step, "sampler": position}
+    if run.summed:
+        state["summed"] = run.summed
     if run.standing is not None:
         state["early_stopping"] = run.standing._asdict()
     save_checkpoint(folder, weights, info, tensors, state)
 
 
-def go_on(run: Run, folder: Path) -> None:
+def go_on(run: Run, folder: Path, order: Callable[[int], str]) -> None:
+    """Take up what the checkpoint in `folder` keeps. order: see `save`; of the data at hand, of an epoch.
+
+    Raises ConfigError for another configuration's checkpoint, DataError where its epoch had other images.
+    """
     checkpoint = load_checkpoint(folder)
     tensors = checkpoint.tensors
     if checkpoint.info.config_hash != run.config_hash:
@@ -116,6 +138,16 @@ def go_on(run: Run, folder: Path) -> None:
     load_optimizer_tensors(run.optimizer, run.model, tensors)
     torch.set_rng_state(tensors["rng"].cpu())
     run.epoch, run.step = checkpoint.state["epoch"], checkpoint.state["step"]
+    position = checkpoint.state["sampler"]
+    run.into = position["batch"] // run.recipe.train.accumulate
+    run.sums = {k.removeprefix("sum."): v.to(run.device) for k, v in tensors.items() if k.startswith("sum.")}
+    run.summed = checkpoint.state.get("summed", 0)
+    if run.into and position["order"] != order(run.epoch):
+        raise DataError(
+            f"{folder}: was written {position['batch']} batches into epoch {run.epoch + 1}, whose images came in another order: "
+            "the training data has changed since; resume with the same data, or start anew from it with "
+            f"init={folder}"
+        )
     if run.standing is not None:
         run.standing = Standing(**checkpoint.state["early_stopping"])
 
@@ -123,3 +155,29 @@ def go_on(run: Run, folder: Path) -> None:
 def val_metrics(figures: Figures) -> dict[str, float]:
     """Figures as metrics `val/AP` and so on; those that the data leaves undefined (-1: no small objects, say) are absent."""
     return {f"val/{name}": value for name, value in figures.summary.items() if value >= 0}
+
+
+# -- a folder of checkpoints -----------------------------------------------------------------------------------------
+
+
+def after_epoch_folder(folder: Path, epochs: int) -> Path:
+    """Where the checkpoint after so many epochs belongs."""
+    return folder / f"epoch_{epochs:04d}"
+
+
+def within_epoch_folder(folder: Path, step: int) -> Path:
+    """Where one written within an epoch belongs, which counts until the next is there."""
+    return folder / f"step_{step:08d}"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from: of the highest step, and behind an epoch's evaluation rather than before it."""
+    found = [path.parent for kind in ("epoch_*", "step_*") for path in folder.glob(f"{kind}/{MANIFEST}")]
+    return max(found, key=lambda path: (read_manifest(path)["step"], path.name.startswith("epoch_")), default=None)
+
+
+def tidy(folder: Path, newest: Path) -> None:
+    """Remove the checkpoints within epochs but for `newest`, and what a killed process left half written."""
+    for path in [*folder.glob("step_*"), *folder.glob(".step_*"), *folder.glob(".epoch_*")]:
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)

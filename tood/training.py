@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,12 +28,23 @@ from tood.early_stopping import after_epoch, reason
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
+from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, StoppedError, sigterm_heeded
 from tood.optimisation import learning_rate, set_rate
-from tood.progress import EpochReport, StepReport
+from tood.progress import CheckpointReport, EpochReport, StepReport
 from tood.ranks import place, share_figure, share_statistics
 from tood.recipe import Recipe, read_recipe
 from tood.results import Detections, merge, results_from_predictions
-from tood.run_state import Run, go_on, save, start, val_metrics
+from tood.run_state import (
+    Run,
+    after_epoch_folder,
+    go_on,
+    newest_checkpoint,
+    save,
+    start,
+    tidy,
+    val_metrics,
+    within_epoch_folder,
+)
 from tood.views import View
 
 
@@ -49,8 +61,11 @@ def train(
     resume: Path | None = None,
     stop_after: int | None = None,
     metric: str = "val/AP",
+    told_to_stop: Callable[[], bool] = lambda: False,
+    collective_seconds: float = COLLECTIVE_SECONDS,
     on_start: Callable[[CocoData, CocoData, LoadReport | None], None] = lambda train_data, val_data, loaded: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    on_checkpoint: Callable[[CheckpointReport], None] = lambda report: None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
 ) -> None:
     """Train to the recipe's last epoch, until `stop_after` epochs are done, or until early stopping has seen enough of `metric`.
@@ -58,6 +73,10 @@ def train(
     Writes the checkpoint of epoch e (from 1) to folder/epoch_0001 and so on; `resume` is such a folder, and training goes
     on from it to the bit. `config` is what checkpoints say they were made from (default: the recipe's `identity`), and its
     hash is what a resume insists on. Under an initialised process group each rank calls this with the same arguments.
+
+    Every train.checkpoint_minutes one more is written within the epoch, to folder/step_00000001 and so on by the steps done;
+    to remove superseded ones is the caller's part. `told_to_stop` is asked after each step, on rank 0 also between batches of
+    evaluation: once it is true on any rank, such a checkpoint is written and StoppedError raised on all of them.
     """
     rank, world = place()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,7 +86,7 @@ def train(
     fresh = recipe if resume is None else replace(recipe, init="none")  # the checkpoint brings its own weights
     run = start(fresh, config or identity(recipe), train_data, val_data, device)
     if resume is not None:
-        go_on(run, resume)
+        go_on(run, resume, loader.order)
     on_start(train_data, val_data, run.loaded)
     accumulate = recipe.train.accumulate
     steps_per_epoch = math.ceil(len(loader) / accumulate)
@@ -77,35 +96,60 @@ def train(
     stop = min(recipe.train.epochs, stop_after or recipe.train.epochs)
     if run.standing is not None and run.standing.ended:
         stop = run.epoch  # nothing is left to do
+    agreement = Agreement(recipe.train.checkpoint_minutes, told_to_stop, collective_seconds)
+
+    def checkpoint_within(stops: bool, in_step: bool = True) -> None:
+        within = None
+        if rank == 0:
+            within = within_epoch_folder(folder, run.step)
+            save(run, within, order=loader.order(run.epoch))
+        on_checkpoint(CheckpointReport(run.epoch, run.step, within, stops))
+        agreement.saved()
+        if stops:
+            if in_step:
+                agreement.meet()  # a rank that has ended would end the others, and rank 0 has to be done
+            raise StoppedError(f"stopped as told, {run.into} steps into epoch {run.epoch + 1}; go on from there")
+
+    def after_step() -> None:
+        if ask := agreement.after_step():
+            checkpoint_within(ask is Ask.STOP)
+
     try:
         for epoch in range(run.epoch, stop):
             started = time.monotonic()
-            _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None)
-            run.epoch = epoch + 1
+            _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None, after_step)
             if world > 1:
                 share_statistics(run.model, run.ema and run.ema.tensors)
             seconds = time.monotonic() - started
-            last, why = run.epoch == recipe.train.epochs, ""
+            done = epoch + 1
+            last, why = done == recipe.train.epochs, ""
             metrics, figures, found = {}, None, None
-            if last or run.epoch % recipe.train.evaluate_every == 0:
-                found = detect_all(run.model, val_data, recipe, device, weights=run.ema and run.ema.tensors)
+            if last or done % recipe.train.evaluate_every == 0:
+                averaged = run.ema and run.ema.tensors
+                told = told_to_stop if rank == 0 else lambda: False  # not in step here, but rank 0 has all that is kept
+                try:
+                    found = detect_all(run.model, val_data, recipe, device, weights=averaged, told_to_stop=told)
+                except StoppedError:
+                    checkpoint_within(stops=True, in_step=False)
                 if rank == 0:
                     figures = coco_figures(val_data.annotations, found)
                     metrics = val_metrics(figures)
                 if run.standing is not None:
                     figure = share_figure(metrics.get(metric), device)
-                    run.standing = after_epoch(run.standing, run.epoch, figure, recipe.train.early_stopping)
+                    run.standing = after_epoch(run.standing, done, figure, recipe.train.early_stopping)
                     if run.standing.ended and not last:
                         last, why = True, reason(run.standing, metric, recipe.train.early_stopping)
-            checkpoint = None
+            checkpoint, run.epoch, run.into = None, done, 0
             if rank == 0:
                 metrics["perf/epoch_seconds"] = seconds
                 metrics["perf/evaluation_seconds"] = time.monotonic() - started - seconds
-                checkpoint = folder / f"epoch_{run.epoch:04d}"
+                checkpoint = after_epoch_folder(folder, done)
                 save(run, checkpoint, figures)
+            agreement.saved()
             on_epoch(EpochReport(epoch, run.step, metrics, figures, found, checkpoint, last, why))
             if last:
                 break
+        agreement.close()
     finally:
         loader.close()
 
@@ -133,10 +177,12 @@ def detect_all(
     recipe: Recipe,
     device: torch.device,
     weights: dict[str, Tensor] | None = None,
+    told_to_stop: Callable[[], bool] = lambda: False,
 ) -> Detections | None:
     """Detections of the whole data set, each rank on its share; merged on rank 0, None elsewhere.
 
-    `weights`: evaluate these instead of the model's own, which come back afterwards.
+    `weights`: evaluate these instead of the model's own, which come back afterwards. `told_to_stop`: asked between
+    batches; StoppedError if so.
     """
     rank, world = place()
     own = None
@@ -148,13 +194,17 @@ def detect_all(
     batch_size = max(1, recipe.train.batch_size // world // recipe.train.accumulate)
     found, scales = [], recipe.predict.tta.scales
     batches = iter(eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world, scales=scales))
-    with torch.no_grad(), _precision(recipe, device):
-        while same_images := list(itertools.islice(batches, len(scales))):
-            views = [View(*(t.to(device, non_blocking=True) for t in (b.images, b.sizes, b.scales))) for b in same_images]
-            found.append(results_from_predictions(same_images[0].image_ids, model.detect_views(views), data.category_ids))
-    model.train(was_training)
-    if own is not None:
-        model.load_state_dict(own)
+    try:
+        with torch.no_grad(), _precision(recipe, device):
+            while same_images := list(itertools.islice(batches, len(scales))):
+                views = [View(*(t.to(device, non_blocking=True) for t in (b.images, b.sizes, b.scales))) for b in same_images]
+                found.append(results_from_predictions(same_images[0].image_ids, model.detect_views(views), data.category_ids))
+                if told_to_stop():
+                    raise StoppedError("stopped as told, while evaluating")
+    finally:
+        model.train(was_training)
+        if own is not None:
+            model.load_state_dict(own)
     mine = merge(found)
     if world == 1:
         return mine
@@ -164,14 +214,20 @@ def detect_all(
 
 
 def _train_epoch(
-    run: Run, model: nn.Module, loader: TrainLoader, epoch: int, steps_per_epoch: int, on_step: Callable | None
+    run: Run,
+    model: nn.Module,
+    loader: TrainLoader,
+    epoch: int,
+    steps_per_epoch: int,
+    on_step: Callable | None,
+    after_step: Callable[[], None],
 ) -> None:
     config = run.recipe.train
     model.train()
-    total: dict[str, Tensor] = {}  # sum of each loss since the last report; read by the host then
-    since, started = 0, time.monotonic()
-    batches = iter(loader.epoch(epoch))
-    for i in range(steps_per_epoch):
+    total = run.sums  # read by the host at the next report
+    timed, started = 0, time.monotonic()
+    batches = iter(loader.epoch(epoch, run.into * config.accumulate))
+    for i in range(run.into, steps_per_epoch):
         rate = learning_rate(config, run.step, steps_per_epoch)
         set_rate(run.optimizer, rate)
         micro = min(config.accumulate, len(loader) - i * config.accumulate)
@@ -191,9 +247,11 @@ def _train_epoch(
         if run.ema:
             run.ema.update(run.model, run.step)
         run.step += 1
-        since += 1
+        run.into += 1
+        run.summed += 1
+        timed += 1
         if (i + 1) % config.log_every == 0 or i + 1 == steps_per_epoch:
-            means = dict(zip(total, (torch.stack(list(total.values())) / since).tolist(), strict=True))
+            means = dict(zip(total, (torch.stack(list(total.values())) / run.summed).tolist(), strict=True))
             if not all(map(math.isfinite, means.values())) or not any(means.values()):  # all 0: scores underflown, for good
                 said = ", ".join(f"{name.removeprefix('loss_')} {value:g}" for name, value in means.items())
                 raise DivergedError(
@@ -201,9 +259,11 @@ def _train_epoch(
                     "lower train.lr, lengthen train.warmup_steps or set train.clip_norm=35"
                 )
             if on_step:
-                on_step(_step_report(run, epoch, steps_per_epoch, means, rate, since / (time.monotonic() - started)))
+                on_step(_step_report(run, epoch, steps_per_epoch, means, rate, timed / (time.monotonic() - started)))
             total.clear()
-            since, started = 0, time.monotonic()
+            run.summed = timed = 0
+            started = time.monotonic()
+        after_step()
 
 
 def _step_report(
@@ -262,17 +322,22 @@ def main(arguments: list[str] | None = None) -> int:
         torch.cuda.set_device(device)
     try:
         recipe = read_recipe(options.config)
-        done = sorted(options.output.glob("epoch_*/manifest.json")) if options.resume else []
-        train(
-            recipe,
-            options.output,
-            device=device,
-            resume=done[-1].parent if done else None,
-            stop_after=options.stop_after,
-            on_start=_print_start,
-            on_step=lambda report: print(report.line(recipe.train.epochs), flush=True),
-            on_epoch=_print_epoch,
-        )
+        with sigterm_heeded() as told_to_stop:
+            train(
+                recipe,
+                options.output,
+                device=device,
+                resume=newest_checkpoint(options.output) if options.resume else None,
+                told_to_stop=told_to_stop,
+                stop_after=options.stop_after,
+                on_start=_print_start,
+                on_step=lambda report: print(report.line(recipe.train.epochs), flush=True),
+                on_checkpoint=lambda report: _tidy(options.output, report),
+                on_epoch=lambda report: _epoch_done(options.output, report),
+            )
+    except StoppedError as error:
+        print(f"{error} with --resume", flush=True)
+        return 128 + signal.SIGTERM
     except ToodError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -287,7 +352,13 @@ def _print_start(train_data: CocoData, val_data: CocoData, loaded: LoadReport | 
         print(f"init: {loaded.line()}", flush=True)
 
 
-def _print_epoch(report: EpochReport) -> None:
+def _tidy(folder: Path, report: CheckpointReport | EpochReport) -> None:
+    if report.checkpoint:
+        tidy(folder, newest=report.checkpoint)
+
+
+def _epoch_done(folder: Path, report: EpochReport) -> None:
+    _tidy(folder, report)
     if report.metrics:
         shown = " ".join(f"{k} {v:.4f}" for k, v in report.metrics.items() if k in ("val/AP", "val/AP50", "val/AP75"))
         print(f"epoch {report.epoch + 1} done: {shown} in {report.metrics['perf/epoch_seconds']:.1f} s", flush=True)

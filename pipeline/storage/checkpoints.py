@@ -1,6 +1,6 @@
 """Checkpoints in a store: written so that a reader sees a whole one or none, read so that no altered byte gets through.
 
-    checkpoints/<run>/latest.json                  pointer to the newest, moved by compare-and-swap
+    checkpoints/<run>/latest.json                  pointer to the newest and a note on it, moved by compare-and-swap
     checkpoints/<run>/<step>-<digest>/
         model/model.safetensors, model/manifest.json   a model, of use alone
         training.safetensors                           what resuming needs besides
@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -51,8 +51,16 @@ class Manifest(NamedTuple):
     raw: bytes
 
 
-def upload_checkpoint(store: Store, folder: Path, run: str) -> str:
+class Latest(NamedTuple):
+    step: int
+    prefix: str
+    note: dict[str, Any]  # what was said of the run when it was written
+
+
+def upload_checkpoint(store: Store, folder: Path, run: str, note: dict[str, Any] | None = None) -> str:
     """Store the checkpoint in `folder` and move the run's pointer to it; returns its prefix in the store.
+
+    note: plain values that the pointer keeps beside it, so that they become true in one step with the checkpoint.
 
     Safe to repeat after a crash: what is there already is kept. Raises IntegrityError if the folder does not match its
     own manifest, StorageError if the store fails; the checkpoint then does not exist for readers.
@@ -61,10 +69,7 @@ def upload_checkpoint(store: Store, folder: Path, run: str) -> str:
     unnamed = set(FolderStore(folder).list()) - set(manifest.files) - {MANIFEST}
     if unnamed:
         raise IntegrityError(f"{folder}: {', '.join(sorted(unnamed))} is not named by {MANIFEST}")
-    step = manifest.values.get("step")
-    if type(step) is not int or step < 0:
-        raise IntegrityError(f"{folder / MANIFEST}: step is {step!r}, expected a count of steps")
-    prefix = f"{_run_folder(run)}/{step:08d}-{manifest.digest[:12]}"
+    prefix = _prefix(folder, run, manifest)
     if not _is_stored(store, prefix, manifest):
         wanted = sorted(manifest.files, key=lambda name: (Path(name).name == MANIFEST, name))
         for name in wanted:
@@ -75,14 +80,25 @@ def upload_checkpoint(store: Store, folder: Path, run: str) -> str:
         for name in wanted:
             if f"{prefix}/{name}" not in there:
                 store.put_file(f"{prefix}/{name}", folder / name)
-    _advance_latest(store, run, step, prefix)
+    _advance_latest(store, run, Latest(manifest.values["step"], prefix, note or {}))
     return prefix
+
+
+def prefix_of(folder: Path, run: str) -> str:
+    """Where `upload_checkpoint` will put the checkpoint in `folder`."""
+    return _prefix(folder, run, read_manifest(FolderStore(folder), ""))
 
 
 def latest(store: Store, run: str) -> str | None:
     """Prefix of the run's checkpoint of the highest step, None before its first."""
+    found = latest_of(store, run)
+    return found and found.prefix
+
+
+def latest_of(store: Store, run: str) -> Latest | None:
+    """The run's checkpoint of the highest step with its note, None before its first."""
     data, _ = store.read_pointer(pointer_key(run))
-    return None if data is None else _pointer(store, run, data)["prefix"]
+    return None if data is None else _pointer(store, run, data)
 
 
 def fetch(store: Readable, prefix: str, destination: Path, expected_digest: str | None = None) -> Path:
@@ -133,6 +149,19 @@ def remove_checkpoint(store: Store, prefix: str) -> None:
     store.delete(f"{prefix}/{MANIFEST}")
     for key in store.list(prefix):
         store.delete(key)
+
+
+def remove_others(store: Store, run: str, keep: Collection[str]) -> None:
+    """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left.
+
+    The pointer goes too, and first, where it names one that goes: the run then has nothing to go on from.
+    """
+    folder = _run_folder(run)
+    if latest(store, run) not in {None, *keep}:
+        store.delete(pointer_key(run))
+    found = {f"{folder}/{key.removeprefix(folder + '/').split('/')[0]}" for key in store.list(folder)}
+    for prefix in found - {pointer_key(run), *keep}:
+        remove_checkpoint(store, prefix)
 
 
 def read_manifest(store: Readable, prefix: str, expected_digest: str | None = None) -> Manifest:
@@ -194,11 +223,18 @@ def _is_stored(store: Store, prefix: str, manifest: Manifest) -> bool:
         return False
 
 
-def _advance_latest(store: Store, run: str, step: int, prefix: str) -> None:
-    data = _pointer_bytes(step, prefix)
+def _prefix(folder: Path, run: str, manifest: Manifest) -> str:
+    step = manifest.values.get("step")
+    if type(step) is not int or step < 0:
+        raise IntegrityError(f"{folder / MANIFEST}: step is {step!r}, expected a count of steps")
+    return f"{_run_folder(run)}/{step:08d}-{manifest.digest[:12]}"
+
+
+def _advance_latest(store: Store, run: str, new: Latest) -> None:
+    data = _pointer_bytes(new)
     for _ in range(_POINTER_ATTEMPTS):
         current, etag = store.read_pointer(pointer_key(run))
-        if current is not None and (current == data or _pointer(store, run, current)["step"] > step):
+        if current is not None and (current == data or _pointer(store, run, current).step > new.step):
             return
         if store.swap_pointer(pointer_key(run), data, etag):
             return
@@ -206,20 +242,21 @@ def _advance_latest(store: Store, run: str, step: int, prefix: str) -> None:
     raise StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
 
 
-def _pointer(store: Store, run: str, data: bytes) -> dict[str, Any]:
+def _pointer(store: Store, run: str, data: bytes) -> Latest:
     try:
-        pointer = json.loads(data)
-        step, prefix = pointer["step"], check_key(pointer["prefix"])
-        named = _NAMED.fullmatch(prefix)  # by its step: a pointer altered to a later one would hold back all that follow
-        if prefix.startswith(f"{_run_folder(run)}/{step:08d}-") and named and data == _pointer_bytes(step, prefix):
+        pointer = Latest(**{name: value for name, value in json.loads(data).items() if name != "sha256"})
+        # An altered one might send a reader elsewhere, or by a later step hold back all that follow.
+        named = check_key(pointer.prefix).startswith(f"{_run_folder(run)}/{pointer.step:08d}-") and _NAMED.fullmatch(pointer.prefix)
+        if named and data == _pointer_bytes(pointer):
             return pointer
-    except (ValueError, TypeError, KeyError, StorageError):
+    except (ValueError, TypeError, AttributeError, StorageError):
         pass
     raise IntegrityError(f"{store.url_of(pointer_key(run))}: not a pointer to a checkpoint of this run; delete it")
 
 
-def _pointer_bytes(step: int, prefix: str) -> bytes:
-    return json.dumps({"step": step, "prefix": prefix}).encode()
+def _pointer_bytes(pointer: Latest) -> bytes:
+    values = pointer._asdict()
+    return json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}).encode()
 
 
 def pointer_key(run: str) -> str:

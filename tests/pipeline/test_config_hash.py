@@ -22,7 +22,8 @@ def load(name: str, *overrides: str) -> Experiment:
 @pytest.mark.parametrize(
     "override",
     ["name=x", "description=x", "output=x", "data.root=x", "data.train.annotations=x", "data.val.images=x", "data.workers=7",
-     "train.log_every=1", "tracking.uri=http://x", "tracking.experiment=x", "tracking.model=x", "storage.url=s3://x/y",
+     "train.log_every=1", "train.checkpoint_minutes=0.5", "ray.collective_seconds=60",
+     "tracking.uri=http://x", "tracking.experiment=x", "tracking.model=x", "storage.url=s3://x/y",
      "ray.address=auto", "ray.cpus_per_worker=4", "ray.gpus_per_worker=1", "ray.max_failures=0", "sweep.seed=3"],
 )  # fmt: skip
 def test_where_and_how_fast_a_run_works_is_no_part_of_its_hash(tiny, override):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.tiny import write_dataset
+from tests.tood.test_training import files
 from tests.tood.tiny_recipe import recipe, weights
 from tood import training
 from tood.config import to_dict
@@ -119,6 +120,12 @@ for name in ("fixed", "moving"):
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
     found = reports[0].detections
     said[name] = {"digest": digest, "found": found and [column.tolist() for column in found]}
+config, stops = read_recipe(folder / "moving.json"), []
+try:
+    training.train(config, folder / "stopped", told_to_stop=lambda: rank == 1, on_checkpoint=stops.append)
+except training.StoppedError:
+    training.train(config, folder / "stopped", stop_after=1, resume=folder / "stopped/step_00000002")
+said["stops"] = [[report.step, report.checkpoint and report.checkpoint.name, report.stops] for report in stops]
 (folder / f"rank{rank}.json").write_text(json.dumps(said))
 dist.destroy_process_group()
 """
@@ -126,7 +133,7 @@ dist.destroy_process_group()
 
 def test_two_ranks_hold_the_same_weights_and_share_an_evaluation(data, folder):
     fixed = recipe(data, norm_eval=True)
-    moving = recipe(data, norm_eval=False, ema=0.9)  # BatchNorm's statistics are each rank's own while it trains
+    moving = recipe(data, norm_eval=False, ema=0.9, batch_size=2)  # BatchNorm's statistics are each rank's own while it trains
     for name, config in (("fixed", fixed), ("moving", moving)):
         (folder / f"{name}.json").write_text(json.dumps(to_dict(config)))
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(folder)]) for rank in (0, 1)]
@@ -139,6 +146,10 @@ def test_two_ranks_hold_the_same_weights_and_share_an_evaluation(data, folder):
     for name in ("fixed", "moving"):
         assert first[name]["digest"] == second[name]["digest"]
         assert second[name]["found"] is None
+
+    # The second rank was told to stop; both heard of it a step later, and from there went on to the same bits.
+    assert (first["stops"], second["stops"]) == ([[2, "step_00000002", True]], [[2, None, True]])
+    assert files(folder / "stopped/epoch_0001") == files(folder / "moving/epoch_0001")
 
     reports = []
     train(fixed, folder / "one", stop_after=1, on_epoch=reports.append)

@@ -4,10 +4,12 @@ Shapes: B images of a batch, H x W their padded size, I images of the data set.
 """
 
 import functools
+import hashlib
 import itertools
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -133,6 +135,11 @@ class TrainLoader:
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self.sampler)
+
+    def order(self, epoch: int) -> str:
+        """Twelve hex digits for which images make up which batches of an epoch, over all ranks."""
+        ids = np.array([record.image_id for record in self.images], dtype=np.int64)
+        return hashlib.sha256(ids[self.sampler.all_batches(epoch)].tobytes()).hexdigest()[:12]
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from start_batch on, equal to those of an uninterrupted epoch.
@@ -275,6 +282,7 @@ def _end_with_parent(_worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one to the whole group is the trainer's to heed, which needs its batches
 
 
 def _padded(height: int, width: int) -> tuple[int, int]:

@@ -28,6 +28,10 @@ class TrainSampler:
 
     def batches(self, epoch: int) -> np.ndarray:
         """Image indices i64 [len(self), batch_size] of this rank in an epoch."""
+        return self.all_batches(epoch)[:, self.part]
+
+    def all_batches(self, epoch: int) -> np.ndarray:
+        """Those of all ranks side by side: i64 [len(self), batch_size * world]."""
         draw = np.random.default_rng((self.seed, epoch))
         order = draw.permutation(len(self.landscape))
         full, rest = [], []
@@ -36,4 +40,4 @@ class TrainSampler:
             full.append(bucket[:filled])
             rest.append(bucket[filled:])
         whole = np.concatenate([*full, *rest, np.resize(order, self.repeats)]).reshape(-1, self.global_size)
-        return whole[draw.permutation(len(whole)), self.part]
+        return whole[draw.permutation(len(whole))]

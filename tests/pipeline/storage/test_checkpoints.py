@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import IntegrityError, MissingObjectError, StorageError
-from pipeline.storage.checkpoints import fetch, fetch_url, latest, remove_checkpoint, upload_checkpoint, verify
+from pipeline.storage.checkpoints import (
+    fetch,
+    fetch_url,
+    latest,
+    latest_of,
+    prefix_of,
+    remove_checkpoint,
+    remove_others,
+    upload_checkpoint,
+    verify,
+)
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store
 from tests.pipeline.checkpoints import make_checkpoint
@@ -279,3 +289,22 @@ def test_a_removed_checkpoint_is_gone(store, folder, tmp_path):
     assert store.list(prefix) == []
     with pytest.raises(MissingObjectError):
         fetch(store, prefix, tmp_path / "fetched")
+
+
+def test_the_pointer_keeps_a_note_and_what_a_run_no_longer_needs_goes(store, tmp_path):
+    prefixes = [
+        upload_checkpoint(store, make_checkpoint(tmp_path / str(step), step=step, seed=step), "noted", {"epoch": step})
+        for step in (1, 2, 3)
+    ]
+    assert prefix_of(tmp_path / "3", "noted") == prefixes[2]
+    assert latest_of(store, "noted") == (3, prefixes[2], {"epoch": 3})
+    other = upload_checkpoint(store, make_checkpoint(tmp_path / "other", seed=9), "noted-too")
+    store.put_bytes("checkpoints/noted/00000004-unfinished/model/model.safetensors", b"half")
+    remove_others(store, "noted", {prefixes[0], prefixes[2]})
+    assert latest(store, "noted") == prefixes[2]
+    left = {key.split("/")[2] for key in store.list("checkpoints/noted")}
+    assert left == {prefixes[0].split("/")[2], prefixes[2].split("/")[2], "latest.json"}
+    remove_others(store, "noted", {prefixes[0]})
+    assert latest_of(store, "noted") is None
+    assert {"/".join(key.split("/")[:3]) for key in store.list("checkpoints/noted")} == {prefixes[0]}
+    assert latest(store, "noted-too") == other

@@ -1,0 +1,72 @@
+"""A cluster of two nodes on this machine, whose second is killed and replaced: its raylet, and so all that runs on it."""
+
+import contextlib
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.ray_head import ray_head
+from tests.servers import free_ports
+from tests.system.chaos.ledger import read
+
+
+class TwoNodes:
+    """Each node has one CPU, so that a run of two workers has one on each; the driver belongs to the first."""
+
+    def __init__(self, folder: Path, draw: random.Random, env: dict[str, str]):
+        self.folder, self.draw, self.env = folder, draw, env
+        self.node: subprocess.Popen | None = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "TwoNodes":
+        head = self._open.enter_context(ray_head(self.folder, cpus=1, env=self.env))
+        self.address = head.address
+        self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
+        self._open.callback(self._end_node)
+        self.add_node()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
+
+    def add_node(self) -> None:
+        (agent,) = free_ports(1)
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}", "--num-cpus=1", "--block"]
+        command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", "--object-store-memory=100000000"]
+        with (self.folder / "node.log").open("ab") as log:
+            self.node = subprocess.Popen(
+                command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill_nodes(self, run, most: int) -> int:
+        """Kill the second node up to `most` times while the run trains, each time bringing another; how often it was done."""
+        for done in range(most):
+            heard = len(read(run.ledger))
+            if not run.wait(lambda: any(e["what"] == "batch" for e in read(run.ledger)[heard:]), "the next batch"):  # noqa: B023
+                return done
+            time.sleep(self.draw.uniform(0, 6))
+            if not run.running():
+                return done
+            self._kill_raylet()
+            self.add_node()
+        return most
+
+    def _kill_raylet(self) -> None:
+        for process in psutil.Process(self.node.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet":
+                    process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.node.wait(20)  # `ray start --block` ends with it, and ends the node's other processes
+        self._end_node()
+
+    def _end_node(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(self.node.pid).children(recursive=True), self.node]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.node.wait()
