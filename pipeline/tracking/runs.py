@@ -94,7 +94,7 @@ class Run:
         """The experiment's run with this identity, made if need be, in status RUNNING. `tags` are set either way."""
 
         def find_or_create() -> "Run":
-            run, client = cls.find(uri, experiment_id, identity), mlflow_client(uri)
+            run, client = cls._find(uri, experiment_id, identity), mlflow_client(uri)
             if run:
                 client.update_run(run.run_id, status="RUNNING")
                 return run
@@ -110,16 +110,20 @@ class Run:
 
     @classmethod
     def find(cls, uri: str, experiment_id: str, identity: str) -> "Run | None":
-        """The experiment's run with this identity as it stands, if there is one."""
+        """The experiment's run with this identity as it stands, if there is one. Waits for MLflow."""
+        what = f"run {identity!r} of MLflow at {redact(uri)}"
+        return patiently(what, lambda: cls._find(uri, experiment_id, identity), OUTAGE_SECONDS)
+
+    @classmethod
+    def _find(cls, uri: str, experiment_id: str, identity: str) -> "Run | None":
         if not re.fullmatch(r"[\w.:/@-]+", identity):
             raise TrackingError(f"run identity {identity!r}: use letters, digits and . _ - : / @ only")
-        with explained(f"run {identity!r} of MLflow at {redact(uri)}"):
-            found = mlflow_client(uri).search_runs(
-                [experiment_id],
-                f"tags.`{IDENTITY}` = '{identity}'",
-                max_results=1,
-                order_by=["attributes.start_time ASC"],
-            )
+        found = mlflow_client(uri).search_runs(
+            [experiment_id],
+            f"tags.`{IDENTITY}` = '{identity}'",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
         return cls(uri, found[0].info.run_id) if found else None
 
     @classmethod
