@@ -161,11 +161,11 @@ class Run:
         if epoch is not None:
             values = {**values, "epoch": epoch}
         now = int(time.time() * 1000)
-        self._outbox.put([Metric(_metric_key(key), float(value), now, step) for key, value in values.items()])
+        self._outbox.put([Metric(metric_key(key), float(value), now, step) for key, value in values.items()])
 
     def last_step(self, key: str) -> int | None:
         """The last step at which this metric was logged, by this process or before it."""
-        return self._outbox.last_step(_metric_key(key))
+        return self._outbox.last_step(metric_key(key))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; a tag that exists gets the new value."""
@@ -285,15 +285,6 @@ def end_run(uri: str, run_id: str, status: str, ended: int) -> None:
         client.set_terminated(run_id, status, ended)
 
 
-def history(uri: str, run_id: str, key: str) -> list[tuple[float, float]]:
-    """(epoch, value) of a metric, in order; the epoch is the metric `epoch` that was logged with it."""
-    client = mlflow_client(uri)
-    with explained(f"history of {key} in run {run_id}"):
-        epochs = {m.step: m.value for m in client.get_metric_history(run_id, "epoch")}
-        points = {m.step: m.value for m in client.get_metric_history(run_id, _metric_key(key))}
-    return [(epochs.get(step, step), value) for step, value in sorted(points.items())]
-
-
 def _param_text(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -308,5 +299,6 @@ def _run_tags(values: Mapping[str, Any]) -> list[RunTag]:
     return [RunTag(key, redact(str(value))) for key, value in values.items()]
 
 
-def _metric_key(key: str) -> str:
+def metric_key(key: str) -> str:
+    """The name that a metric has in MLflow."""
     return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", key)).lstrip("/.")
