@@ -16,7 +16,8 @@ from pipeline.storage.checkpoints import read_manifest
 from pipeline.sweep import Plan, Trial, describe
 from pipeline.tracking.facts import environment_tags
 from pipeline.tracking.links import chart_url, compare_url, point_to_sweep, save_sweep_view
-from pipeline.tracking.runs import SWEEP, Run, history
+from pipeline.tracking.past_runs import history
+from pipeline.tracking.runs import SWEEP, Run
 from tood.errors import ToodError
 
 CURVES = 12  # most trials in a picture of learning curves

@@ -24,7 +24,7 @@ from pipeline.site import Site, absolute, prepare
 from pipeline.storage.checkpoints import remove_others
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.leftovers import reconcile
-from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run
+from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, LAST_SECONDS, SWEEP, Run
 from pipeline.train import Address, fit
 from pipeline.trial_table import TrialTable
 from tood.config import config_hash, identity, to_dict
@@ -122,7 +122,7 @@ def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, lis
             trials = [_outcome(plan, site, result) for result in results]
     except BaseException:  # Ctrl-C, or SIGTERM as a stopped job gets it: what still runs is ended and says so
         with suppress(ToodError):
-            reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
+            reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[], seconds=LAST_SECONDS)
         raise
     reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
     return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))

@@ -13,8 +13,8 @@ from pipeline import published
 from pipeline.config import Experiment, experiment_of
 from pipeline.space import CELL, swept_keys
 from pipeline.tracking.facts import PARAMS
-from pipeline.tracking.past_runs import PastRun, artifact, experiment_values, run_by_id, runs_tagged
-from pipeline.tracking.runs import SWEEP, history
+from pipeline.tracking.past_runs import PastRun, artifact, experiment_values, history, run_by_id, runs_tagged
+from pipeline.tracking.runs import SWEEP
 from tood.config import to_dict
 from tood.cost import Cost, count_cost
 from tood.errors import ConfigError, ToodError

@@ -10,11 +10,14 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
 
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
 from pipeline.errors import TrackingError
-from pipeline.tracking.access import explained, mlflow_client
+from pipeline.tracking.access import explained, mlflow_client, patiently
 from pipeline.tracking.facts import redact
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.runs import DRIVER, SWEEP, end_run
+from pipeline.tracking.runs import DRIVER, OUTAGE_SECONDS, SWEEP, end_run
 from pipeline.tracking.spool import Journal, abandoned
 
 RUN_SECONDS = 60.0  # longest time that one run's leavings may take
@@ -53,16 +56,21 @@ def deliver_left(uri: str, seconds: float, run_seconds: float = RUN_SECONDS) -> 
     return found
 
 
-def reconcile(uri: str, experiment_id: str, sweep: str, alive: Collection[str]) -> list[str]:
-    """Set a sweep's runs that a dead process left RUNNING to KILLED, but for the ids in `alive`. Returns their ids."""
-    client = mlflow_client(uri)
-    killed = []
-    with explained(f"runs of sweep {sweep!r} of MLflow at {redact(uri)}"):
+def reconcile(uri: str, experiment_id: str, sweep: str, alive: Collection[str], seconds: float = OUTAGE_SECONDS) -> list[str]:
+    """Set a sweep's runs that a dead process left RUNNING to KILLED, but for the ids in `alive`. Returns their ids.
+
+    Waits for MLflow for up to `seconds`. Raises TrackingError.
+    """
+    client, killed = mlflow_client(uri), []
+
+    def kill() -> None:
         running = f"attributes.status = 'RUNNING' and tags.`{SWEEP}` = '{sweep}'"
         for run in client.search_runs([experiment_id], running, max_results=10_000):
             if run.info.run_id not in alive:
                 client.set_terminated(run.info.run_id, "KILLED")
                 killed.append(run.info.run_id)
+
+    patiently(f"runs of sweep {sweep!r} of MLflow at {redact(uri)}", kill, seconds)
     return killed
 
 
@@ -75,8 +83,8 @@ def _settle(uri: str, run_id: str) -> str:
             continue
         try:
             with explained(f"end of run {run_id}"):
-                run = mlflow_client(uri).get_run(run_id)
-                if run.data.tags.get(DRIVER) == journal.head.driver and run.info.status == "RUNNING":
+                run = _run(uri, run_id)  # None: it was removed for good, and there is nothing left to tell
+                if run and run.data.tags.get(DRIVER) == journal.head.driver and run.info.status == "RUNNING":
                     status, ended = _end(journal)
                     end_run(uri, run_id, status, ended)
                     given = status
@@ -85,6 +93,15 @@ def _settle(uri: str, run_id: str) -> str:
             raise
         journal.remove()
     return given
+
+
+def _run(uri: str, run_id: str) -> Run | None:
+    try:
+        return mlflow_client(uri).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    return None
 
 
 def _end(journal: Journal) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from mlflow.entities import Run as MlflowRun
 from pipeline.errors import TrackingError
 from pipeline.tracking.access import explained, mlflow_client
 from pipeline.tracking.facts import redact
+from pipeline.tracking.runs import metric_key
 
 PAGE = 1000  # runs a call
 
@@ -78,3 +79,12 @@ def _past(run: MlflowRun) -> PastRun:
     seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
     name = info.run_name or info.run_id
     return PastRun(info.run_id, info.experiment_id, name, info.status, seconds, run.data.params, run.data.metrics, run.data.tags)
+
+
+def history(uri: str, run_id: str, key: str) -> list[tuple[float, float]]:
+    """(epoch, value) of a metric, in order; the epoch is the metric `epoch` that was logged with it."""
+    client = mlflow_client(uri)
+    with explained(f"history of {key} in run {run_id}"):
+        epochs = {m.step: m.value for m in client.get_metric_history(run_id, "epoch")}
+        points = {m.step: m.value for m in client.get_metric_history(run_id, metric_key(key))}
+    return [(epochs.get(step, step), value) for step, value in sorted(points.items())]

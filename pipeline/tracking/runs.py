@@ -94,7 +94,7 @@ class Run:
         """The experiment's run with this identity, made if need be, in status RUNNING. `tags` are set either way."""
 
         def find_or_create() -> "Run":
-            run, client = cls.find(uri, experiment_id, identity), mlflow_client(uri)
+            run, client = cls._find(uri, experiment_id, identity), mlflow_client(uri)
             if run:
                 client.update_run(run.run_id, status="RUNNING")
                 return run
@@ -110,16 +110,20 @@ class Run:
 
     @classmethod
     def find(cls, uri: str, experiment_id: str, identity: str) -> "Run | None":
-        """The experiment's run with this identity as it stands, if there is one."""
+        """The experiment's run with this identity as it stands, if there is one. Waits for MLflow."""
+        what = f"run {identity!r} of MLflow at {redact(uri)}"
+        return patiently(what, lambda: cls._find(uri, experiment_id, identity), OUTAGE_SECONDS)
+
+    @classmethod
+    def _find(cls, uri: str, experiment_id: str, identity: str) -> "Run | None":
         if not re.fullmatch(r"[\w.:/@-]+", identity):
             raise TrackingError(f"run identity {identity!r}: use letters, digits and . _ - : / @ only")
-        with explained(f"run {identity!r} of MLflow at {redact(uri)}"):
-            found = mlflow_client(uri).search_runs(
-                [experiment_id],
-                f"tags.`{IDENTITY}` = '{identity}'",
-                max_results=1,
-                order_by=["attributes.start_time ASC"],
-            )
+        found = mlflow_client(uri).search_runs(
+            [experiment_id],
+            f"tags.`{IDENTITY}` = '{identity}'",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
         return cls(uri, found[0].info.run_id) if found else None
 
     @classmethod
@@ -157,11 +161,11 @@ class Run:
         if epoch is not None:
             values = {**values, "epoch": epoch}
         now = int(time.time() * 1000)
-        self._outbox.put([Metric(_metric_key(key), float(value), now, step) for key, value in values.items()])
+        self._outbox.put([Metric(metric_key(key), float(value), now, step) for key, value in values.items()])
 
     def last_step(self, key: str) -> int | None:
         """The last step at which this metric was logged, by this process or before it."""
-        return self._outbox.last_step(_metric_key(key))
+        return self._outbox.last_step(metric_key(key))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; a tag that exists gets the new value."""
@@ -281,15 +285,6 @@ def end_run(uri: str, run_id: str, status: str, ended: int) -> None:
         client.set_terminated(run_id, status, ended)
 
 
-def history(uri: str, run_id: str, key: str) -> list[tuple[float, float]]:
-    """(epoch, value) of a metric, in order; the epoch is the metric `epoch` that was logged with it."""
-    client = mlflow_client(uri)
-    with explained(f"history of {key} in run {run_id}"):
-        epochs = {m.step: m.value for m in client.get_metric_history(run_id, "epoch")}
-        points = {m.step: m.value for m in client.get_metric_history(run_id, _metric_key(key))}
-    return [(epochs.get(step, step), value) for step, value in sorted(points.items())]
-
-
 def _param_text(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -304,5 +299,6 @@ def _run_tags(values: Mapping[str, Any]) -> list[RunTag]:
     return [RunTag(key, redact(str(value))) for key, value in values.items()]
 
 
-def _metric_key(key: str) -> str:
+def metric_key(key: str) -> str:
+    """The name that a metric has in MLflow."""
     return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", key)).lstrip("/.")

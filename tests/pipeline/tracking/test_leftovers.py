@@ -12,7 +12,7 @@ from pipeline.tracking.access import connect, mlflow_client, resolve_uri
 from pipeline.tracking.leftovers import deliver_left, reconcile
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import Run
-from pipeline.tracking.spool import journals
+from pipeline.tracking.spool import Journal, journals
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,13 @@ def test_what_another_machine_finished_stays_finished(uri, client, experiment):
     client.set_terminated(here.run_id, "FINISHED")
     assert deliver_left(uri, 20) == [(here.run_id, 0, "", "")]
     assert status(client, here) == "FINISHED"
+
+
+def test_of_a_run_that_was_removed_for_good_nothing_is_told(uri):
+    run_id = "f" * 32
+    Journal.create(uri, run_id, "token").release()
+    assert deliver_left(uri, 20) == [(run_id, 0, "", "")]
+    assert journals(uri, run_id) == []
 
 
 def test_a_run_that_is_gone_is_a_problem_and_not_the_others(uri, client, experiment, monkeypatch):

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.errors import TrackingError
 from pipeline.tracking import runs as tracking
 from pipeline.tracking.access import connect, mlflow_client, resolve_uri
+from pipeline.tracking.past_runs import history
 from pipeline.tracking.runs import Run
 
 
@@ -111,9 +112,9 @@ def test_history_is_over_epochs(uri, run):
         run.metrics({"train/loss": 1 / step}, step, epoch)
     run.metrics({"val/AP": 0.1}, 10, 1)
     run.metrics({"val/AP": 0.2}, 20, 2)
-    assert tracking.history(uri, run.run_id, "val/AP") == [(1, 0.1), (2, 0.2)]
-    assert [epoch for epoch, _ in tracking.history(uri, run.run_id, "train/loss")] == [0.5, 1, 1.5, 2]
-    assert tracking.history(uri, run.run_id, "never") == []
+    assert history(uri, run.run_id, "val/AP") == [(1, 0.1), (2, 0.2)]
+    assert [epoch for epoch, _ in history(uri, run.run_id, "train/loss")] == [0.5, 1, 1.5, 2]
+    assert history(uri, run.run_id, "never") == []
 
 
 def test_metrics_never_crash_on_odd_values_and_names(client, run):

@@ -118,7 +118,7 @@ def _harm(server: Server, training: Training, how: str, seconds: float, rng: ran
     server.freeze() if how == "frozen" else server.stop()
     wrong = ""
     if how != "stopped at the end":
-        time.sleep(min(seconds, 3))
+        time.sleep(CALL_SECONDS + 2)  # of which one call may take CALL_SECONDS
         if training.step() < before + 5:
             wrong = "training stood still"
     if "killed" in how:
