@@ -30,7 +30,7 @@ def loaders(sizes: Sizes, device: torch.device, data: DataConfig | None = None) 
     """
     with tempfile.TemporaryDirectory(prefix="tood-bench-") as folder:
         work = f"photographs of {data.root}" if data else f"drawn photographs of {WIDTH}x{HEIGHT}"
-        data = data or _photographs(Path(folder), sizes.photographs)
+        data = data or photographs(Path(folder), sizes.photographs)
         loader = TrainLoader(read_split(data, "train"), replace(data, workers=0), batch_size=BATCH, seed=0)
         try:
             case = Case("a photograph", loading(loader), 0.0053, units=min(BATCH, len(loader.images)))
@@ -60,7 +60,7 @@ def _there(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _photographs(root: Path, count: int) -> DataConfig:
+def photographs(root: Path, count: int) -> DataConfig:
     """JPEGs as large as photographs are: smooth shapes under a little grain, of about 100 kB each, with 7 objects."""
     draw = np.random.default_rng(0)
     (root / "images").mkdir()
