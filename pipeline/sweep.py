@@ -102,8 +102,13 @@ def describe(axes: Values, trial: Values) -> str:
     return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in space.short_names(axes, trial).items())
 
 
-def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, list[Trial]]:
-    """Run or continue a sweep to its end. Trials come back best first; a failed trial does not end the others."""
+def run_sweep(
+    plan: Plan, say: Callable[[str], None] = print, run_trial: Callable[[Plan, Site, float, Values], None] | None = None
+) -> tuple[Site, list[Trial]]:
+    """Run or continue a sweep to its end. Trials come back best first; a failed trial does not end the others.
+
+    run_trial: what a trial does in place of a training run (`tood bench sweep` has trials that learn nothing).
+    """
     experiment = absolute(experiment_of(plan.values))
     config = experiment.sweep
     site = prepare(experiment)
@@ -118,7 +123,7 @@ def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, lis
             at_once = cluster.concurrency(need, config.max_concurrent)
             count = config.samples if plan.trials is None else len(plan.trials)
             say(f"sweep {plan.sweep}: {count} trials, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
-            results = _tune(plan, experiment, site, gpus, at_once, say)
+            results = _tune(plan, experiment, site, gpus, at_once, say, run_trial or _run_trial)
             trials = [_outcome(plan, site, result) for result in results]
     except BaseException:  # Ctrl-C, or SIGTERM as a stopped job gets it: what still runs is ended and says so
         with suppress(ToodError):
@@ -128,12 +133,12 @@ def run_sweep(plan: Plan, say: Callable[[str], None] = print) -> tuple[Site, lis
     return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))
 
 
-def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: int, say) -> tune.ResultGrid:
+def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: int, say, run_trial) -> tune.ResultGrid:
     config = experiment.sweep
     storage = site.ray_storage(experiment, plan.sweep)
 
     def trial(chosen: Values) -> None:
-        _run_trial(plan, site, gpus, chosen["trial"])
+        run_trial(plan, site, gpus, chosen["trial"])
 
     trainable = tune.with_resources(trial, {"CPU": cluster.TRIAL_CPUS})
     table = TrialTable(

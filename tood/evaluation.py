@@ -137,18 +137,18 @@ def evaluate_files(annotations: Path, predictions: Path, backend: Backend = "aut
 
 
 def coco_figures(
-    annotations: Path,
+    annotations: Path | Truth,
     detections: Detections,
     *,
     backend: Backend = "auto",
     max_dets: tuple[int, int, int] = (1, 10, 100),
 ) -> Figures:
-    """COCO's twelve figures, in [0, 1] or -1 where undefined, and AP, AP50 of every class.
+    """COCO's twelve figures, in [0, 1] or -1 where undefined, and AP, AP50 of every class; annotations in a file, or read before.
 
     `max_dets` names the AR_* figures and its last limits all others, except that mmdetection's (100, 300, 1000) takes
     AP alone at 100. Raises DataError for a file that is not COCO's and for detections of unknown images or classes.
     """
-    truth = read_truth(annotations)
+    truth = annotations if isinstance(annotations, Truth) else read_truth(annotations)
     precision, recall = precision_recall(truth, detections, backend=backend, max_dets=max_dets)
     at_100 = max_dets.index(100) if 100 in max_dets else -1
     last, overall = precision[..., -1], precision[:, :, :, ALL, -1]

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from tood.assign.ownership import smallest_of_groups
 from tood.boxes import clip, pairwise_iou
 from tood.config import PredictConfig
 from tood.data.transforms import flip_boxes
 from tood.predictions import Predictions
 
+ONE = 0x3F800000  # the bits of 1 in float32
 VOTING_WIDTH = 0.025  # of the Gaussian over 1 - IoU by which boxes vote (PAA)
 VOTING_IOU = 0.01  # a box below has no vote
 
@@ -113,23 +115,27 @@ def _candidates(predictions: Predictions, config: PredictConfig, fusion: str) ->
     chooses the best priors by the score that the quality is part of already.
     """
     counts = predictions.priors.counts
-    confidence = predictions.log_confidence(fusion).exp()
     if fusion == "geometric_mean":
+        confidence = predictions.log_confidence(fusion).exp()
         keep = _best_priors(confidence.amax(-1), counts, config.per_level)
         chosen = confidence.masked_fill(~keep.unsqueeze(-1), 0.0)
-        return _sorted_pairs(chosen, config.score_threshold)
-    found = _sorted_pairs(predictions.log_scores.exp(), config.score_threshold)
-    found = found.at(_best_of_levels(found.image, found.point, counts, config.per_level))
+        return _by_score(_pairs(chosen, config.score_threshold))
+    found = _pairs(predictions.log_scores.exp(), config.score_threshold)
+    found = _by_score(found.at(_best_of_levels(found, len(predictions.boxes), counts, config.per_level)))
     if predictions.quality is None or fusion == "none":
         return found
-    fused = found._replace(score=confidence[found.image, found.point, found.label])
-    return fused.at(fused.score.sort(descending=True, stable=True).indices)
+    confidence = predictions.log_confidence(fusion).exp()  # equal ones go by class score
+    return _by_score(found._replace(score=confidence[found.image, found.point, found.label]))
 
 
-def _sorted_pairs(scores: Tensor, threshold: float) -> Candidates:
+def _pairs(scores: Tensor, threshold: float) -> Candidates:
+    """All above the threshold, by image, prior and class."""
     image, point, label = (scores > threshold).nonzero(as_tuple=True)
-    score, order = scores[image, point, label].sort(descending=True, stable=True)
-    return Candidates(image[order], point[order], label[order], score)
+    return Candidates(image, point, label, scores[image, point, label])
+
+
+def _by_score(found: Candidates) -> Candidates:
+    return found.at(found.score.sort(descending=True, stable=True).indices)
 
 
 def _best_priors(score: Tensor, counts: tuple[int, ...], limit: int) -> Tensor:
@@ -141,14 +147,13 @@ def _best_priors(score: Tensor, counts: tuple[int, ...], limit: int) -> Tensor:
     return torch.cat(levels, dim=1)
 
 
-def _best_of_levels(image: Tensor, point: Tensor, counts: tuple[int, ...], limit: int) -> Tensor:
-    """Indices of the first `limit` entries of each (image, level), in order; entries come sorted by falling score."""
-    ends = torch.tensor(counts, device=point.device).cumsum(0)
-    group = image * len(counts) + torch.bucketize(point, ends, right=True)
-    sorted_group, order = group.sort(stable=True)
-    position = torch.arange(len(group), device=point.device)
-    first = torch.searchsorted(sorted_group, sorted_group)
-    return order[position - first < limit].sort().values
+def _best_of_levels(found: Candidates, images: int, counts: tuple[int, ...], limit: int) -> Tensor:
+    """Indices of the `limit` best entries of each image and level, in order; equal scores: the first ones."""
+    ends = torch.tensor(counts, device=found.point.device).cumsum(0)
+    group = found.image * len(counts) + torch.bucketize(found.point, ends, right=True)
+    # scores lie in [0, 1], where a float's bits order as it does: taken from those of 1 they rise as scores fall
+    cost = (ONE - found.score.view(torch.int32)).view(torch.float32)
+    return smallest_of_groups(cost, group, images * len(counts), limit)[0].sort().values
 
 
 def _vote(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ def both_agree(seed: int, path: Path) -> None:
     if seed % 10 == 0:
         fast, slow = (coco_figures(path, found, backend=b, max_dets=max_dets) for b in BACKENDS)
         assert (fast.summary, fast.per_class) == (slow.summary, slow.per_class), f"seed {seed}"
+        assert coco_figures(truth, found, max_dets=max_dets).summary == fast.summary, f"seed {seed}"
 
 
 def test_both_evaluators_agree_to_the_bit(tmp_path):

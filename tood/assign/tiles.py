@@ -56,6 +56,8 @@ def _touch(a: Tensor, b: Tensor) -> Tensor:
 def _hulls(tiles: Tensor) -> Tensor:
     """The box around each tile's boxes: [..., T, 4, TILE] -> [..., T, 4]. What is no number does not count."""
     low, high = tiles[..., :2, :], tiles[..., 2:, :]
-    if tiles.isnan().any():
+    hull = torch.cat([low.amin(-1), high.amax(-1)], dim=-1)
+    if hull.isnan().any():
         low, high = low.masked_fill(low.isnan(), torch.inf), high.masked_fill(high.isnan(), -torch.inf)
-    return torch.cat([low.amin(-1), high.amax(-1)], dim=-1)
+        hull = torch.cat([low.amin(-1), high.amax(-1)], dim=-1)
+    return hull

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tood.bench import cases, files
-from tood.bench.arguments import ALL, GROWTH, NAMES
-from tood.bench.growth import draw, growths
+from tood.bench.arguments import ALL, GROWTH
+from tood.bench.growth import Growth, draw, growths
 from tood.bench.report import growth_line, legend, machine, machine_line, measure, profiles, table
 from tood.config import DataConfig, build
 from tood.errors import ConfigError
@@ -25,17 +25,24 @@ GROUPS = {
 }
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure and print. Raises ConfigError for what cannot be measured, DataError where photographs cannot be read."""
-    names, data = _wanted(options.settings)
-    if options.plot and GROWTH not in names:
-        raise ConfigError(f"--plot shows what {GROWTH} finds; add {GROWTH}")
+Growing = Callable[[cases.Sizes, torch.device, float], Iterator[Growth]]
+
+
+def run(options: argparse.Namespace, more: Mapping[str, Growing] | None = None) -> int:
+    """Measure and print. Raises ConfigError for what cannot be measured, DataError where photographs cannot be read.
+
+    more: what else is measured, by name.
+    """
+    growing = {GROWTH: growths, **(more or {})}
+    names, data = _wanted(options.settings, (*GROUPS, *growing))
+    if options.plot and not growing.keys() & set(names):
+        raise ConfigError(f"--plot shows how costs grow; add {' or '.join(growing)}")
     if options.seconds < 0 or (options.threads is not None and options.threads < 1):
         raise ConfigError("--seconds and --threads: expected positive numbers")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)
-        found = _measure(names, data, options)
+        found = _measure(names, data, options, growing)
     finally:
         torch.set_num_threads(threads)
     if options.json:
@@ -43,7 +50,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(names: Sequence[str], data: DataConfig | None, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(
+    names: Sequence[str], data: DataConfig | None, options: argparse.Namespace, growing: Mapping[str, Growing]
+) -> dict[str, Any]:
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = cases.QUICK if options.quick else cases.FULL
@@ -63,13 +72,13 @@ def _measure(names: Sequence[str], data: DataConfig | None, options: argparse.Na
                 say(f"\n{text}")
     if found["rows"]:
         say(f"\n{legend(found['rows'])}")
-    if GROWTH in names:
-        say("\ngrowth: cost follows size to the power of")
-        for growth in growths(sizes, device, options.seconds):
+    for name in [name for name in names if name in growing]:
+        say(f"\n{name}: cost follows size to the power of")
+        for growth in growing[name](sizes, device, options.seconds):
             found["growth"].append(growth)
             say(growth_line(growth))
-        if options.plot:
-            draw(found["growth"], options.plot)
+    if options.plot:
+        draw(found["growth"], options.plot)
     return found | {key: [row._asdict() for row in found[key]] for key in ("rows", "growth")}
 
 
@@ -81,14 +90,14 @@ def _groups(names: Sequence[str], sizes: cases.Sizes, device: torch.device, data
             yield from GROUPS[name](sizes, device)
 
 
-def _wanted(words: Sequence[str]) -> tuple[list[str], DataConfig | None]:
-    """["loader", "data.root=x"] -> what to measure, in the order of NAMES, and whose photographs."""
-    known = {*NAMES, ALL}
-    if unknown := [word for word in words if "=" not in word and word not in known]:
-        raise ConfigError(f"{unknown[0]!r} is not measured; choose from {', '.join((*NAMES, ALL))}")
-    names = [name for name in NAMES if name in words or ALL in words]
+def _wanted(words: Sequence[str], known: Sequence[str]) -> tuple[list[str], DataConfig | None]:
+    """["loader", "data.root=x"] -> what to measure, in the order of `known`, and whose photographs."""
+    choices = ", ".join((*known, ALL))
+    if unknown := [word for word in words if "=" not in word and word not in (*known, ALL)]:
+        raise ConfigError(f"{unknown[0]!r} is not measured; choose from {choices}")
+    names = [name for name in known if name in words or ALL in words]
     if not names:
-        raise ConfigError(f"nothing to measure; choose from {', '.join((*NAMES, ALL))}")
+        raise ConfigError(f"nothing to measure; choose from {choices}")
     values: dict[str, Any] = {}
     for key, _, value in (word.partition("=") for word in words if "=" in word):
         *path, last = key.split(".")
