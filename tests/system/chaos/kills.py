@@ -175,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         with _folder(options.keep, kind) as folder:
             lab = Lab(folder, kind, random.Random(f"{options.seed} {kind}"))
             rows.append(harm(lab, options.count, options.a_run, standards))
-            print(table(rows[-1:]), flush=True)
+            if len(options.kind or KINDS) > 1:  # it takes long: each as it is known
+                print(table(rows[-1:]), flush=True)
     return conclude("kills", rows, seed=options.seed, began=began)
 
 
