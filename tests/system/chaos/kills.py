@@ -35,7 +35,7 @@ from tests.system.chaos.summary import Row, conclude, parser, table
 from tests.tiny import write_experiment
 
 IMAGES, STEPS = 16, 4  # of the tiny data set, four images a step
-INTERVAL = 2.0  # seconds between checkpoints within an epoch, where they are stored in the background
+INTERVAL = 0.3  # seconds between checkpoints within an epoch, where they are stored in the background
 PATIENCE = 400  # seconds for a run or a restart; longer is a failure
 KINDS = ("process", "worker", "upload", "driver", "raylet", "notice", "hang")
 
