@@ -2,6 +2,7 @@
 or by the run's driver, which got a SIGTERM itself and says so through Ray's key-value store.
 """
 
+import contextlib
 import signal
 import threading
 import time
@@ -38,8 +39,11 @@ def listen(run: str) -> None:
     """In rank 0: from now on the driver's word counts like a SIGTERM."""
 
     def watch() -> None:
-        while _said(run) != ASKED:
+        word = TRAINING
+        while word != ASKED:
             time.sleep(0.5)
+            with contextlib.suppress(Exception):  # Ray may be out of reach for a moment, or at its end
+                word = _said(run)
         _received.append(signal.SIGTERM)
 
     _say(run, TRAINING)

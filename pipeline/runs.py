@@ -16,6 +16,7 @@ from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, Run
 from pipeline.train import Address, Progress, fit
 from tood.config import identity, to_dict
 from tood.errors import ConfigError
+from tood.interruption import StoppedError
 from tood.optimisation import describe_rate
 
 METRIC = "val/AP"
@@ -93,7 +94,7 @@ def train_run(
                 ray_storage=site.ray_storage(experiment, run),
             )
             return fit(experiment, address, gpus=gpus, stop_after=stop_after, metric=METRIC), tracked
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM as a stopped job gets it
+    except (KeyboardInterrupt, SystemExit, StoppedError):  # Ctrl-C, or SIGTERM as a stopped job gets it
         tracked.finish("KILLED")
         raise
     except BaseException:

@@ -46,11 +46,11 @@ class Agreement:
         self._since = time.monotonic()
 
     def after_step(self) -> Ask:
-        due = self._keeps_time and time.monotonic() - self._since >= self._seconds
+        answer = self._answer()
+        due = self._keeps_time and answer is Ask.GO_ON and time.monotonic() - self._since >= self._seconds
         mine = Ask.STOP if self.told() else Ask.SAVE if due else Ask.GO_ON
         if self._group is None:
             return mine
-        answer = self._answer()
         wish = torch.tensor([int(mine)])
         self._asked = dist.all_reduce(wish, dist.ReduceOp.MAX, self._group, async_op=True), wish
         return answer

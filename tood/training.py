@@ -108,7 +108,7 @@ def train(
         if stops:
             if in_step:
                 agreement.meet()  # a rank that has ended would end the others, and rank 0 has to be done
-            raise StoppedError(f"stopped as told, {run.into} steps into epoch {run.epoch + 1}; go on from there")
+            raise StoppedError(f"stopped as told, {run.into} steps into epoch {run.epoch + 1}; --resume goes on from there")
 
     def after_step() -> None:
         if ask := agreement.after_step():
@@ -336,7 +336,7 @@ def main(arguments: list[str] | None = None) -> int:
                 on_epoch=lambda report: _epoch_done(options.output, report),
             )
     except StoppedError as error:
-        print(f"{error} with --resume", flush=True)
+        print(error, flush=True)
         return 128 + signal.SIGTERM
     except ToodError as error:
         print(f"error: {error}", file=sys.stderr)

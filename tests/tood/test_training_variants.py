@@ -104,6 +104,7 @@ def test_options_of_speed_change_how_it_computes_and_hardly_what(data, folder, m
 
 RANK = """
 import hashlib, json, sys
+from dataclasses import replace
 from pathlib import Path
 import torch.distributed as dist
 from tood import training
@@ -120,9 +121,10 @@ for name in ("fixed", "moving"):
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
     found = reports[0].detections
     said[name] = {"digest": digest, "found": found and [column.tolist() for column in found]}
-config, stops = read_recipe(folder / "moving.json"), []
+config, stops, asked = read_recipe(folder / "moving.json"), [], iter([False, False, True])
+config = replace(config, train=replace(config.train, checkpoint_minutes=1e-9))
 try:
-    training.train(config, folder / "stopped", told_to_stop=lambda: rank == 1, on_checkpoint=stops.append)
+    training.train(config, folder / "stopped", told_to_stop=lambda: rank == 1 and next(asked, True), on_checkpoint=stops.append)
 except training.StoppedError:
     training.train(config, folder / "stopped", stop_after=1, resume=folder / "stopped/step_00000002")
 said["stops"] = [[report.step, report.checkpoint and report.checkpoint.name, report.stops] for report in stops]
@@ -147,8 +149,9 @@ def test_two_ranks_hold_the_same_weights_and_share_an_evaluation(data, folder):
         assert first[name]["digest"] == second[name]["digest"]
         assert second[name]["found"] is None
 
-    # The second rank was told to stop; both heard of it a step later, and from there went on to the same bits.
-    assert (first["stops"], second["stops"]) == ([[2, "step_00000002", True]], [[2, None, True]])
+    # Every step is time for a checkpoint, and after its third the second rank was told to stop: heard a step later by both.
+    assert first["stops"] == [[2, "step_00000002", False], [4, "step_00000004", True]]
+    assert second["stops"] == [[2, None, False], [4, None, True]]
     assert files(folder / "stopped/epoch_0001") == files(folder / "moving/epoch_0001")
 
     reports = []

@@ -31,11 +31,11 @@ import psutil
 
 from tests.system.chaos.ledger import Account, account, faults_of, read
 from tests.system.chaos.recorded import PAUSE
-from tests.system.chaos.summary import Row, conclude, parser
+from tests.system.chaos.summary import Row, conclude, parser, table
 from tests.tiny import write_experiment
 
 IMAGES, STEPS = 16, 4  # of the tiny data set, four images a step
-INTERVAL = 2.0  # seconds between checkpoints within an epoch, where they are stored in the background
+INTERVAL = 0.3  # seconds between checkpoints within an epoch, where they are stored in the background
 PATIENCE = 400  # seconds for a run or a restart; longer is a failure
 KINDS = ("process", "worker", "upload", "driver", "raylet", "notice", "hang")
 
@@ -166,34 +166,35 @@ def judge(run: KilledRun, standard: tuple[str, Account]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser("kills", __doc__.split("\n")[0], 10, "kills of each kind")
-    arguments.add_argument("--kind", choices=KINDS, help="one kind alone")
+    arguments.add_argument("--kind", choices=KINDS, action="append", help="this kind alone; may be given several times")
     arguments.add_argument("--a-run", type=int, default=4, help="most kills of one run (default 4)")
     arguments.add_argument("--keep", type=Path, help="folder for what the runs leave, to be looked at")
     options = arguments.parse_args(argv)
-    began, rows = time.monotonic(), []
-    for kind in [options.kind] if options.kind else KINDS:
+    began, rows, standards = time.monotonic(), [], {}
+    for kind in options.kind or KINDS:
         with _folder(options.keep, kind) as folder:
-            rows.append(harm(Lab(folder, kind, random.Random(f"{options.seed} {kind}")), options.count, options.a_run))
+            lab = Lab(folder, kind, random.Random(f"{options.seed} {kind}"))
+            rows.append(harm(lab, options.count, options.a_run, standards))
+            if len(options.kind or KINDS) > 1:  # it takes long: each as it is known
+                print(table(rows[-1:]), flush=True)
     return conclude("kills", rows, seed=options.seed, began=began)
 
 
-def harm(lab: Lab, count: int, a_run: int) -> Row:
-    """Runs with kills until there were `count`, each compared with one that nobody killed."""
+def harm(lab: Lab, count: int, a_run: int, standards: dict) -> Row:
+    """Runs with kills until there were `count`, each compared with one that nobody killed.
+
+    standards: what was found of unkilled ones before; kinds of the same length and number of ranks share them.
+    """
     with _cluster(lab) as cluster:
-        unkilled = lab.next_run()
-        try:
-            unkilled.address = cluster.address if cluster else ""
-            unkilled.start()
-            unkilled.finish()
-            standard = unkilled.weights(), unkilled.account()
-        finally:
-            unkilled.end()
+        address = cluster.address if cluster else ""
+        standard = standards.get((lab.epochs, lab.workers)) or _unkilled(lab, address)
+        standards[lab.epochs, lab.workers] = standard
         tried = survived = 0
         redone, lost, faults = [], [], []
         while tried < count:
             run = lab.next_run()
             try:
-                run.address, wanted = unkilled.address, min(a_run, count - tried)
+                run.address, wanted = address, min(a_run, count - tried)
                 run.start()
                 done = cluster.kill_nodes(run, wanted) if cluster else kill_some(run, wanted)
                 tried += done
@@ -211,7 +212,7 @@ def harm(lab: Lab, count: int, a_run: int) -> Row:
                 print(f"{lab.kind}, run {lab.runs}: {'; '.join(found)}", flush=True)
             else:
                 shutil.rmtree(run.folder)
-    remark = f"{lab.runs - 1} runs of {lab.epochs * STEPS} steps on {lab.workers} rank(s); at most {max(redone, default=0)} steps "
+    remark = f"{lab.runs} runs of {lab.epochs * STEPS} steps on {lab.workers} rank(s); at most {max(redone, default=0)} steps "
     remark += f"({max(lost, default=0):.1f} s) done again; images skipped or seen twice: {sum('epoch' in f for f in faults)}"
     what = {
         "upload": "SIGKILL of a worker in an upload",
@@ -219,6 +220,17 @@ def harm(lab: Lab, count: int, a_run: int) -> Row:
         "hang": "SIGSTOP of one of two workers",
     }
     return Row(what.get(lab.kind, f"SIGKILL of a {lab.kind}"), tried, survived, remark)
+
+
+def _unkilled(lab: Lab, address: str) -> tuple[str, Account]:
+    run = KilledRun(lab, lab.folder / "unkilled")
+    try:
+        run.address = address
+        run.start()
+        run.finish()
+        return run.weights(), run.account()
+    finally:
+        run.end()
 
 
 def _kill_a_worker(run: KilledRun, number: int) -> int:
