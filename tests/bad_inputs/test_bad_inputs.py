@@ -10,16 +10,10 @@ from pipeline.cli import main
 from tests.bad_inputs.case import Case, Place
 from tests.bad_inputs.corpus import CORPUS, ROOMS
 from tests.bad_inputs.refusal import ADVICE, INTERNAL, check_message
-from tests.bad_inputs.sound import make_sound
 from tood.errors import ToodError
 
 COMMANDS = [name for name, case in CORPUS.items() if case.command or name == "words-none"]
 LOCKS = ("out/store/.locks", "out/.locks")  # a store's own, which nobody may remove
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    return make_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_inputs.hostile import ATTACKS, PAYLOADS, Ground, springs
-from tests.bad_inputs.sound import make_sound
 from tood.errors import ToodError
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    return make_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.cli import main
 from tests.bad_inputs.canaries import FILES, VARIABLES, address, all_canaries, canary, contents, search
-from tests.bad_inputs.sound import make_sound
 from tests.servers import free_ports
 
 ALL = all_canaries()
@@ -25,11 +24,6 @@ CLUSTER = """clusters:
     environment: {{AWS_DEFAULT_REGION: us-east-1}}
     secrets: {{AWS_SECRET_ACCESS_KEY: {{file: lab_secret_key}}, MLFLOW_TRACKING_TOKEN: {{file: lab_token}}}}
 """
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    return make_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture
