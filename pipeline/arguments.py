@@ -24,7 +24,12 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        raise ToodError(f"{message}; see `{self.prog} --help`")
+        raise ToodError(f"{shortened(message)}; see `{self.prog} --help`")
+
+
+def shortened(message: str, limit: int = 500) -> str:
+    """argparse repeats a word that it refuses, of whatever length."""
+    return message if len(message) <= limit else f"{message[: limit // 2]} ... {message[-limit // 4 :]}"
 
 
 class Help(argparse.HelpFormatter):
@@ -70,7 +75,7 @@ def number(kind: type, low: int, high: int) -> Callable[[str], float]:
         with contextlib.suppress(ValueError):
             if low <= (value := kind(text)) <= high:  # NaN is not
                 return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not a {'whole ' if kind is int else ''}number from {low} to {high}")
 
     return read
 
@@ -82,4 +87,4 @@ def image_size(text: str) -> tuple[int, int]:
         sides = int(width), int(height)
         if all(side % 32 == 0 and 32 <= side <= 8192 for side in sides):
             return sides
-    raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in multiples of 32 up to 8192, such as 1280x800")
+    raise argparse.ArgumentTypeError(f"{text!r:.80} is not WIDTHxHEIGHT in multiples of 32 up to 8192, such as 1280x800")

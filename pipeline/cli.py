@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from pipeline.arguments import Parser, Verbs
+from pipeline.tracking.facts import redact_known
 from pipeline.verbs import (
     bench,
     clusters,
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clusters.enter(options)
         return options.run(options) or 0
     except ToodError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact_known(str(error))}", file=sys.stderr)  # it may quote what a person typed
         return 2
     except KeyboardInterrupt:
         print("interrupted; --resume goes on where this was left", file=sys.stderr)

@@ -15,9 +15,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.tracking.facts import carries_credentials, redact
 from tood.config import DataConfig, PredictConfig, TrainConfig, bounded, build, config_hash, to_dict, unhashed
 from tood.detectors import ModelConfig
 from tood.errors import ConfigError
+from tood.plain_yaml import check_yaml, explain, read_yaml_text
 from tood.recipe import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # fit for folders, object stores and MLflow's registry
@@ -101,12 +103,15 @@ class Experiment:
     sweep: SweepConfig | None = unhashed(None)
 
     def check(self) -> None:
+        self._check_addresses()
         self.recipe.check()
         for key, name in (("name", self.name), ("tracking.model", self.tracking.model or self.name)):
             if not NAME.fullmatch(name):
                 raise ConfigError(f"{key}: {name!r:.80} names folders and models; use up to 80 letters, digits and . _ -")
         if self.sweep and self.sweep.scheduler == "asha" and self.sweep.grace_epochs > self.train.epochs:
-            raise ConfigError(f"sweep.grace_epochs: {self.sweep.grace_epochs} is more than train.epochs={self.train.epochs}")
+            raise ConfigError(
+                f"sweep.grace_epochs: {self.sweep.grace_epochs} is more than train.epochs={self.train.epochs}; lower it"
+            )
         images = self.train.batch_size // self.train.accumulate
         if images % self.ray.workers:
             raise ConfigError(
@@ -121,6 +126,25 @@ class Experiment:
             and (self.ray.gpus_per_worker < 1)
         ):
             raise ConfigError("ray.gpus_per_worker: NCCL needs a whole GPU for each of several workers; use 1")
+
+    def _check_addresses(self) -> None:
+        """A configuration is printed, logged and kept; no secret may be in it, wherever it is going to be used."""
+        addresses = {
+            "tracking.uri": self.tracking.uri,
+            "storage.url": self.storage.url,
+            "data.root": self.data.root,
+            "ray.address": self.ray.address,
+            "init": self.init,
+            "output": self.output,
+            "cache.dir": self.cache.dir,
+        }
+        for key, address in addresses.items():
+            if carries_credentials(address):
+                raise ConfigError(
+                    f"{key}: {redact(address):.300}: holds credentials, which would travel into logs and records; leave them "
+                    "out, and give them by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN, ~/.netrc or ~/.pgpass"
+                )
 
     @property
     def recipe(self) -> Recipe:
@@ -159,10 +183,12 @@ def experiment_of(values: dict, trial: dict[str, Any] | None = None) -> Experime
 
 def find_experiment(name: str) -> Path:
     """A path as given, or a shipped experiment by its name."""
+    if not name.isprintable():
+        raise ConfigError(f"experiment {name!r:.200}: no such file; give a YAML file or a name of `tood experiments`")
     given = Path(name)
     if given.suffix in (".yaml", ".yml"):
         if not given.is_file():
-            raise ConfigError(f"{given}: no such file; `tood experiments` lists those that are shipped")
+            raise ConfigError(f"{given}: no such file; give a YAML file or a name of `tood experiments`")
         return given
     shipped = (experiments_folder() / f"{name}.yaml").resolve()
     if not shipped.is_relative_to(experiments_folder().resolve()) or not shipped.is_file():
@@ -186,14 +212,15 @@ def parse_overrides(overrides: Iterable[str]) -> dict:
     """["train.lr=0.02", ...] -> a nested mapping. Raises ConfigError for anything that is not key=value."""
     values: dict = {}
     for text in overrides:
-        key, equals, _ = text.partition("=")
+        key, equals, value = text.partition("=")
         if not equals or not key or any(not part for part in key.split(".")):
-            raise ConfigError(f"{text!r}: expected key=value, such as train.epochs=24")
+            raise ConfigError(f"{redact(text)!r:.200}: expected key=value, such as train.epochs=24")
+        check_yaml(value, f"{key:.80}")
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(f"{text!r}: the value cannot be read ({_first_line(error)})") from None
-        _refuse_interpolation(parsed, text)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{key:.80}: {explain(error)}") from None
+        _refuse_interpolation(parsed, f"{key:.80}")
         values = merge(values, parsed)
     return values
 
@@ -206,21 +233,17 @@ def to_yaml(experiment: Experiment) -> str:
 def _read(path: Path, chain: tuple[Path, ...]) -> dict:
     path = path.resolve()
     if path in chain:
-        raise ConfigError(f"{path.name}: extends itself by way of {' -> '.join(p.name for p in chain)}")
+        raise ConfigError(f"{path.name}: extends itself by way of {' -> '.join(p.name for p in chain)}; leave out one `extends`")
+    text = read_yaml_text(path)
     try:
-        loaded = OmegaConf.load(path)
-        values = OmegaConf.to_container(loaded)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not valid YAML ({_first_line(error)})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys")
+        values = OmegaConf.to_container(OmegaConf.create(text))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: {explain(error)}") from None
     _refuse_interpolation(values, str(path))
     parents = values.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) and parent for parent in parents):
-        raise ConfigError(f"{path}: extends: expected the name of an experiment or a list of names, got {parents!r}")
+        raise ConfigError(f"{path}: extends: expected the name of an experiment or a list of names, got {parents!r:.80}")
     merged: dict = {}
     for parent in parents:
         merged = merge(merged, _read(_parent_file(parent, path), (*chain, path)))
@@ -241,28 +264,30 @@ def _check_figures(where: str, cell: dict, complete: bool, expected: str, words:
 
 
 def _parent_file(parent: str, child: Path) -> Path:
+    if parent.startswith(("/", "~")) or ".." in parent.split("/"):
+        raise ConfigError(f"{child}: extends {parent!r:.200}, a path that leaves its folder; copy what is meant beside it")
     for folder in (child.parent, experiments_folder()):
         candidate = folder / f"{parent.removesuffix('.yaml')}.yaml"  # a name may hold dots: schedule_1.5x
         if candidate.is_file() and candidate.resolve() != child:
             return candidate
-    raise ConfigError(f"{child}: extends {parent!r}, which is neither beside it nor a shipped experiment")
+    raise ConfigError(
+        f"{child}: extends {parent!r:.200}, which is neither beside it nor a shipped experiment; correct the name "
+        "(see `tood experiments`)"
+    )
 
 
 def _refuse_interpolation(value: Any, where: str) -> None:
     if isinstance(value, dict):
-        for inner in value.values():
+        for key, inner in value.items():
+            _refuse_interpolation(key, where)
             _refuse_interpolation(inner, where)
     elif isinstance(value, list):
         for inner in value:
             _refuse_interpolation(inner, where)
     elif isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{where}: interpolations such as {value!r} are not read; write the value itself")
+        raise ConfigError(f"{where}: interpolations such as {value!r:.80} are not read; write the value itself")
 
 
 def _nested(key: str, value: Any) -> dict:
     first, _, rest = key.partition(".")
     return {first: _nested(rest, value) if rest else value}
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

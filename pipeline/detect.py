@@ -17,9 +17,9 @@ from tood.detector import Detector
 from tood.draw import draw_detections
 from tood.errors import CheckpointError, DataError
 from tood.evaluation import Figures, coco_figures
-from tood.recipe import Recipe, recipe_of
+from tood.recipe import Recipe
 from tood.results import Detections, merge, results_from_predictions, write_results
-from tood.trained import detector_of
+from tood.trained import detector_of, recipe_in
 from tood.training import detect_all
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -30,7 +30,7 @@ def find_model(name: str, tracking: str, cache: Path) -> Path:
     if not name.startswith("models:/"):
         path = Path(name).expanduser()
         if not path.exists():
-            raise CheckpointError(f"{name}: no such model folder or file; registered models are named models:/NAME@alias")
+            raise CheckpointError(f"{name}: no such model folder or file; give one, or a registered model as models:/NAME@alias")
         return path
     version = resolve(name, tracking)
     return pull(version, tracking, cache / version.removeprefix("models:/").replace("/", "-"))
@@ -42,12 +42,12 @@ def open_model(path: Path, values: dict | None = None) -> tuple[Model, Recipe, D
     values: what to change in the recipe's `data` and `predict`.
     """
     model = load_model(path)
-    recipe = recipe_of(model.info.config)
+    recipe = recipe_in(model, path)
     if values:
         changed = {key: values[key] for key in ("data", "predict") if key in values}
         changed["data"] = {key: value for key, value in changed.get("data", {}).items() if key != "augment"}  # of training
         recipe = build(Recipe, deep_merge(to_dict(recipe), changed))
-    return model, recipe, detector_of(model, recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, recipe, detector_of(model, recipe, path).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def require_same_classes(model: Model, data: CocoData) -> None:
@@ -103,14 +103,14 @@ def image_files(images: Iterable[str]) -> list[Path]:
     for name in images:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
             if not inside:
-                raise DataError(f"{path}: holds no image ({', '.join(PICTURES)})")
+                raise DataError(f"{path}: holds no image ({', '.join(PICTURES)}); give files or another folder")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise DataError(f"{path}: no such image or folder")
+            raise DataError(f"{name}: no such image or folder; correct the name")
     problems = []
     for file in files:  # decoded twice rather than leave half of the pictures behind
         try:

@@ -1,6 +1,7 @@
 """Models from and to other programs: checkpoints of mmdetection in and out, programs of torch.export and ONNX out."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from tood.config import config_hash, identity
 from tood.data.coco import read_split
 from tood.data.coco_classes import category_ids
 from tood.data.transforms import decode, resize, resize_shape
-from tood.errors import DataError, ToodError
+from tood.errors import CheckpointError, ConfigError, DataError, ToodError
 from tood.export.files import FORMATS, Deviation, export_detector, fit, sample_images
 from tood.mmdet.conversion import class_names, describe, mmdet_weights, our_weights
 from tood.mmdet.files import read_foreign, write_mmdet
@@ -59,12 +60,14 @@ def import_model(
     overrides = parse_overrides(settings)
     foreign = read_foreign(file)
     wanted = (overrides.get("model") or {}).get("detector")
-    described = None if config else describe(foreign, wanted)
+    with _naming(file):
+        described = None if config else describe(foreign, wanted)
     values = merge(described.values, overrides) if described else load_values(config, settings)
     experiment = experiment_of({**values, "init": "none", "sweep": None})
     given, ids = _classes(classes) if classes else (foreign.classes, None)
-    names = class_names(foreign.state, experiment.model, given)
-    weights = our_weights(foreign.state, experiment.model, len(names))
+    with _naming(file):
+        names = class_names(foreign.state, experiment.model, given)
+        weights = our_weights(foreign.state, experiment.model, len(names))
     recipe = experiment.recipe
     info = ModelInfo(
         config=identity(recipe),
@@ -90,6 +93,15 @@ def import_model(
     given_keys = {word.partition("=")[0] for word in settings}
     assumed = tuple(setting for setting in assumed if setting.partition("=")[0] not in given_keys)
     return Imported(output, recipe.model.objective.name, source, assumed, names, len(weights), version)
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """What does not fit is said of the file that was given."""
+    try:
+        yield
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{file}: {error}") from None
 
 
 def export_model(
@@ -132,7 +144,7 @@ def check_file_name(form: str, file: Path) -> None:
     """Raises ToodError for a name that the form's own programs would not take."""
     ending = {**FORMATS, "mmdet": ".pth"}[form]
     if file.suffix != ending:
-        raise ToodError(f"--output: {file.name}: a file of --format {form} ends in {ending}")
+        raise ToodError(f"--output: {file.name}: a file of --format {form} ends in {ending}; name one that does")
     if file.is_dir():
         raise ToodError(f"--output: {file} is a folder; name a file in it")
 

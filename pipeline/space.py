@@ -17,6 +17,7 @@ A trial is a mapping of dotted keys to values. Grids and random samples are list
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from tood.errors import ConfigError
 
 RANGES = ("uniform", "loguniform", "int")
 CELL = "cell"
+MOST_TRIALS = 10_000  # of a grid
 Values = dict[str, Any]
 
 
@@ -47,8 +49,24 @@ def swept_keys(space: Values) -> list[str]:
     return list(keys)
 
 
+def grid_size(space: Values) -> int:
+    """How many combinations there are, without making them."""
+    return math.prod(
+        sum(map(grid_size, axis["choices"].values()))
+        if isinstance(axis, dict) and "choices" in axis
+        else len(axis)
+        if isinstance(axis, list)
+        else 1
+        for axis in space.values()
+    )
+
+
 def grid(space: Values) -> list[Values]:
-    """Every combination, the last axis fastest."""
+    """Every combination, the last axis fastest. Raises ConfigError for more than anybody trains."""
+    if (count := grid_size(space)) > MOST_TRIALS:
+        raise ConfigError(
+            f"sweep.space: a grid of {count} trials, more than {MOST_TRIALS}; give fewer values, or set sweep.search=random"
+        )
     return list(_combinations(list(space.items())))
 
 
@@ -141,7 +159,7 @@ def _check_axes(where: str, axes: Values, search: str) -> None:
     setters: dict[str, str] = {}
     for name, axis in axes.items():
         if not isinstance(name, str):
-            raise ConfigError(f"{where}: {name!r} is not a key such as train.lr, nor a name for choices")
+            raise ConfigError(f"{where}: {name!r} is not a key such as train.lr, nor a name for choices; write one")
         _check_axis(f"{where}.{name}", axis, search)
         for key in swept_keys({name: axis}):
             if key in setters:
@@ -152,7 +170,7 @@ def _check_axes(where: str, axes: Values, search: str) -> None:
 def _check_axis(where: str, axis: Any, search: str) -> None:
     if isinstance(axis, list):
         if not axis:
-            raise ConfigError(f"{where}: the list is empty")
+            raise ConfigError(f"{where}: the list is empty; give values, or leave the axis out")
         return
     if not isinstance(axis, dict):
         return  # a fixed value
@@ -161,16 +179,20 @@ def _check_axis(where: str, axis: Any, search: str) -> None:
             raise ConfigError(f"{where}.choices: expected a mapping of name to the keys that it sets")
         for label, keys in axis["choices"].items():
             if not isinstance(keys, dict):
-                raise ConfigError(f"{where}.choices.{label}: expected a mapping of keys, got {keys!r}")
+                raise ConfigError(f"{where}.choices.{label}: expected a mapping of keys, got {keys!r:.80}")
             _check_axes(f"{where}.choices.{label}", keys, search)
         return
     if len(axis) != 1 or next(iter(axis)) not in RANGES:
-        raise ConfigError(f"{where}: expected a list, choices, or one of {', '.join(RANGES)} with [low, high]; got {axis!r}")
+        raise ConfigError(f"{where}: expected a list, choices, or one of {', '.join(RANGES)} with [low, high]; got {axis!r:.80}")
     ((kind, limits),) = axis.items()
-    numbers = isinstance(limits, list) and len(limits) == 2 and all(type(v) in (int, float) for v in limits)
+    numbers = (
+        isinstance(limits, list)
+        and len(limits) == 2
+        and all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in limits)
+    )
     if not numbers or not limits[0] < limits[1] or (kind == "loguniform" and limits[0] <= 0):
-        raise ConfigError(f"{where}.{kind}: expected [low, high] with low < high, got {limits!r}")
+        raise ConfigError(f"{where}.{kind}: expected [low, high] with low < high, got {limits!r:.80}")
     if kind == "int" and not all(isinstance(v, int) for v in limits):
-        raise ConfigError(f"{where}.int: expected whole numbers, got {limits!r}")
+        raise ConfigError(f"{where}.int: expected whole numbers, got {limits!r:.80}")
     if search == "grid":
         raise ConfigError(f"{where}: a grid cannot enumerate {kind}; use a list, or sweep.search=random or optuna")

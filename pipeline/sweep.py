@@ -80,7 +80,9 @@ def make_plan(values: Values) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"trial {describe(axes, trial)}: {error}") from None
         if same is not trial and config.search == "grid":
-            raise ConfigError(f"sweep.space: the trials {describe(axes, same)} and {describe(axes, trial)} are the same experiment")
+            raise ConfigError(
+                f"sweep.space: the trials {describe(axes, same)} and {describe(axes, trial)} are the same experiment; leave one out"
+            )
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{experiment.name}-{_sweep_hash(experiment)}-{stamp}"
     return Plan(name, values, None if config.search == "optuna" else trials)

@@ -150,7 +150,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     folder = Path(folder)
     manifest, files = _open_folder(folder)
     if manifest["kind"] != "checkpoint":
-        raise CheckpointError(f"{folder}: a {manifest['kind']}, not a checkpoint: training cannot be resumed from it")
+        raise CheckpointError(
+            f"{folder}: a {manifest['kind']}, not a checkpoint: training cannot be resumed from it; use it as init"
+        )
     model = _model(files[f"model/{WEIGHTS}"], folder / "model" / WEIGHTS)
     return Checkpoint(*model, tensors_of(files[TRAINING], folder / TRAINING), manifest["state"])
 
@@ -176,7 +178,7 @@ def _open_folder(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """The manifest and the content of the files that it lists, all of which agree."""
     manifest = read_manifest(folder)
     if (folder / "model").is_symlink():
-        raise CheckpointError(f"{folder / 'model'}: a link; a checkpoint holds its files itself")
+        raise CheckpointError(f"{folder / 'model'}: a link, and a checkpoint holds its files itself; copy what it leads to")
     files = {}
     for name, listed in manifest["files"].items():
         files[name] = data = _read(folder / name, listed["size"])
@@ -186,7 +188,7 @@ def _open_folder(folder: Path) -> tuple[dict, dict[str, bytes]]:
     if manifest["kind"] == "checkpoint":
         model = _parse_manifest(files[f"model/{MANIFEST}"], folder / "model" / MANIFEST)
         if model["files"] != {WEIGHTS: manifest["files"][f"model/{WEIGHTS}"]}:
-            raise CheckpointError(f"{folder / 'model' / MANIFEST}: lists other files than the checkpoint's manifest")
+            raise CheckpointError(f"{folder / 'model' / MANIFEST}: lists other files than the checkpoint's manifest; get it again")
         described_by[f"model/{WEIGHTS}"] = model
     for name, its_manifest in described_by.items():
         account = {key: value for key, value in its_manifest.items() if key != "files"}
@@ -204,17 +206,17 @@ def _manifest_of(folder: Path) -> tuple[bytes, Path]:
 def _parse_manifest(data: bytes, where: Path) -> dict[str, Any]:
     manifest = parse_json(data, where)
     if not isinstance(manifest, dict) or manifest.get("kind") not in list(FILES):
-        raise CheckpointError(f"{where}: not the manifest of a model or checkpoint")
+        raise CheckpointError(f"{where}: not the manifest of a model or checkpoint; give another folder")
     check_format(manifest, where)
     expected = {"format", "kind", "files"} | ({"info"} if manifest["kind"] == "model" else {"epoch", "step", "state"})
     files = manifest.get("files")
     if manifest.keys() != expected or not isinstance(files, dict) or files.keys() != FILES[manifest["kind"]]:
-        raise CheckpointError(f"{where}: lists other keys or files than a {manifest['kind']} has; it was altered")
+        raise CheckpointError(f"{where}: lists other keys or files than a {manifest['kind']} has; it was altered, get it again")
     for name, listed in files.items():
         if not isinstance(listed, dict) or {k: type(v) for k, v in listed.items()} != {"sha256": str, "size": int}:
-            raise CheckpointError(f"{where}: {name} needs a sha256 and a size; it was altered")
+            raise CheckpointError(f"{where}: {name} needs a sha256 and a size; it was altered, get it again")
     if canonical(manifest, indent=1) + b"\n" != data:  # spaces, order, keys given twice
-        raise CheckpointError(f"{where}: not in the form it was written in; it was altered")
+        raise CheckpointError(f"{where}: not in the form it was written in; it was altered, get it again")
     return manifest
 
 
@@ -224,15 +226,16 @@ def _read(path: Path, size: int | None = None) -> bytes:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{path}: not a file")
+                raise CheckpointError(f"{path}: not a file; put the model's own there")
             if size is not None and status.st_size != size:
                 raise CheckpointError(f"{path}: {status.st_size} bytes, the manifest says {size}; get it again")
             if path.name == MANIFEST and status.st_size > MAX_JSON:
-                raise CheckpointError(f"{path}: {status.st_size} bytes are too many for a manifest")
+                raise CheckpointError(f"{path}: {status.st_size} bytes are too many for a manifest; get it again")
             return file.read()
     except OSError as error:
-        link = " (a link; a checkpoint holds its files itself)" if path.is_symlink() else ""
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{link}") from None
+        link = "a link, and a checkpoint holds its files itself; copy what it leads to"
+        said = link if path.is_symlink() else f"{error.strerror or error}; give the folder or file of a model"
+        raise CheckpointError(f"{path}: cannot be read: {said}") from None
 
 
 def _model(data: bytes, where: Path) -> Model:
@@ -245,13 +248,13 @@ def _model(data: bytes, where: Path) -> Model:
 def _info(values: Any, where: Any) -> ModelInfo:
     keys = {field.name for field in dataclasses.fields(ModelInfo)}
     if not isinstance(values, dict) or values.keys() != keys:
-        raise CheckpointError(f"{where}: its info must have the keys {', '.join(sorted(keys))}")
+        raise CheckpointError(f"{where}: its info must have the keys {', '.join(sorted(keys))}; get it again")
     names, ids, metrics, versions = (values[key] for key in ("names", "category_ids", "metrics", "versions"))
     fits = {
         "config": isinstance(values["config"], dict),
         "config_hash": isinstance(values["config_hash"], str),
-        "names": isinstance(names, list) and all(isinstance(n, str) for n in names) and len(set(names)) == len(names),
-        "category_ids": isinstance(ids, list) and all(type(i) is int for i in ids) and len(ids) == len(names),
+        "names": _all_different(names, str) and len(names) > 0,
+        "category_ids": _all_different(ids, int) and isinstance(names, list) and len(ids) == len(names),
         "epoch": type(values["epoch"]) is int and values["epoch"] >= 0,
         "step": type(values["step"]) is int and values["step"] >= 0,
         "metrics": isinstance(metrics, dict) and all(type(m) in (int, float) for m in metrics.values()),
@@ -260,5 +263,9 @@ def _info(values: Any, where: Any) -> ModelInfo:
     }
     for key, fit in fits.items():
         if not fit:
-            raise CheckpointError(f"{where}: info.{key} does not fit: {values[key]!r:.80}")
+            raise CheckpointError(f"{where}: info.{key} does not fit: {values[key]!r:.80}; get the model again")
     return ModelInfo(**values)
+
+
+def _all_different(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values) and len(set(values)) == len(values)

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -168,7 +169,9 @@ class TTAConfig:
 
     def check(self) -> None:
         if not self.scales or len(set(self.scales)) < len(self.scales) or not all(0.1 <= scale <= 4 for scale in self.scales):
-            raise ConfigError(f"scales: {list(self.scales)} are not different numbers from 0.1 to 4, such as [0.75, 1, 1.25]")
+            raise ConfigError(
+                f"scales: {list(self.scales)} are not different numbers from 0.1 to 4; give some such as [0.75, 1, 1.25]"
+            )
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def build(cls: type, values: Any, where: str = "") -> Any:
     if dataclasses.is_dataclass(values) and isinstance(values, cls):
         return values
     if not isinstance(values, dict):
-        raise ConfigError(f"{where or cls.__name__}: expected a mapping of keys, got {values!r}")
+        raise ConfigError(f"{where or cls.__name__}: expected a mapping of keys, got {_shown(values)}")
     if hasattr(cls, "prepare"):
         values = cls.prepare(values)
     hints = typing.get_type_hints(cls)
@@ -259,27 +262,31 @@ def _convert(kind: Any, value: Any, where: str, limits: Any) -> Any:
         return _convert_union(args, value, where, limits)
     if origin is Literal:
         if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}{_nearest(value, args)}")
+            raise ConfigError(f"{where}: {_shown(value)} is not one of {', '.join(map(str, args))}{_nearest(value, args)}")
         return args[args.index(value)]  # 50.0 becomes 50
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
+            raise ConfigError(f"{where}: expected a list, got {_shown(value)}")
         return tuple(_convert(args[0], v, f"{where}[{i}]", limits) for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     if kind is Any or origin is dict or kind is dict:
         if kind is not Any and not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+            raise ConfigError(f"{where}: expected a mapping, got {_shown(value)}")
         return value
+    low, high = limits.get("low", -math.inf), limits.get("high", math.inf)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf if value > 0 else -math.inf
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
-    low, high = limits.get("low", -math.inf), limits.get("high", math.inf)
+        raise ConfigError(f"{where}: expected {kind.__name__}, got {_shown(value)}")
     if kind in (int, float) and not low <= value <= high:  # NaN fails too
-        raise ConfigError(f"{where}: {value} is not between {low} and {high}")
+        raise ConfigError(f"{where}: {_shown(value)} is not between {low} and {high}")
+    if kind is float and math.isinf(value):
+        raise ConfigError(f"{where}: {value} is not a finite number; give one")
+    if kind is str and "\0" in value:
+        raise ConfigError(f"{where}: {_shown(value)} holds a NUL character, which no name or path has; remove it")
     return value
 
 
@@ -293,15 +300,22 @@ def _convert_union(options: tuple, value: Any, where: str, limits: Any) -> Any:
     if isinstance(value, tuple(named.values())):
         return value
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected a mapping with a name of {', '.join(named)}, got {value!r}")
+        raise ConfigError(f"{where}: expected a mapping with a name of {', '.join(named)}, got {_shown(value)}")
     name = value.get("name", next(iter(named)))
     if not isinstance(name, str) or name not in named:
-        raise ConfigError(f"{_join(where, 'name')}: {name!r} is not one of {', '.join(named)}{_nearest(name, named)}")
+        raise ConfigError(f"{_join(where, 'name')}: {_shown(name)} is not one of {', '.join(named)}{_nearest(name, named)}")
     return build(named[name], value, where)
 
 
 def _join(where: str, key: Any) -> str:
-    return f"{where}.{key}" if where else str(key)
+    key = str(key) if str(key).isprintable() and len(str(key)) <= 80 else _shown(key)
+    return f"{where}.{key}" if where else key
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: what a person wrote may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _nearest(word: Any, valid: Any) -> str:

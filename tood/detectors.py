@@ -164,11 +164,11 @@ def _contradictions(c: ModelConfig):
     if c.prior == "nine_anchors" and (c.aligner != "none" or c.refinement != "none"):
         yield "prior: 'nine_anchors' leaves no single box a location to align or refine; set prior=anchor"
     if c.groups and c.channels % c.groups:
-        yield f"channels: {c.channels} is not a multiple of groups={c.groups}"
+        yield f"channels: {c.channels} is not a multiple of groups={c.groups}; set either so that it is"
     if c.tower == "et_head" and c.deformable != "none":
         yield f"deformable: {c.deformable!r} has no effect on tower=et_head, which has no stack of convolutions; set none"
     if c.tower == "et_head" and c.groups and c.neck.channels % c.groups:
-        yield f"groups: the neck's {c.neck.channels} channels are not a multiple of {c.groups}"
+        yield f"groups: the neck's {c.neck.channels} channels are not a multiple of {c.groups}; set either so that they are"
     if c.context in ("sce", "both") and c.tower != "parallel":
         yield f"context: {c.context!r} gives classes a coarser map, which tower={c.tower} cannot share; set tower=parallel or dpe"
     if c.context in ("sce", "both") and c.refinement != "none":

@@ -121,8 +121,8 @@ def _annotation_problems(a: dict, images: dict[int, int], categories: dict[int, 
             problems.append(f"{key} {reprlib.repr(a.get(key))} is not in the file")
     if not is_box(a.get("bbox")):
         problems.append(f"bbox {reprlib.repr(a.get('bbox'))} is not four finite numbers (x, y, width, height)")
-    if not is_number(a.get("area", 0)):
-        problems.append(f"area {reprlib.repr(a['area'])} is not a finite number")
+    if not is_number(area := a.get("area", 0)) or area < 0:
+        problems.append(f"area {reprlib.repr(area)} is not a finite number from 0")
     if a.get("iscrowd", 0) not in (0, 1):
         problems.append(f"iscrowd {reprlib.repr(a['iscrowd'])} is not 0 or 1")
     return [f"image {reprlib.repr(a.get('image_id'))}, annotation {a['id']}: {problem}" for problem in problems]
@@ -240,7 +240,7 @@ def _ranks(what: str, ids: np.ndarray, known: np.ndarray, path: Path) -> np.ndar
     if len(unknown):
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise DataError(
-            f"detections name {what} ids that {path} does not have: {shown}; do they belong to these annotations?",
+            f"detections name {what} ids that {path} does not have: {shown}; give the annotations that they belong to",
             [f"{what} id {i} is unknown" for i in unknown],
         )
     return np.searchsorted(known, ids) + 1

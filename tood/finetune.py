@@ -54,6 +54,11 @@ def load_into(
     return LoadReport(tuple(loaded), tuple(skipped), tuple(shared) if copied else ())
 
 
+def require_fit(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises CheckpointError unless these are the module's own tensors by name and shape; its device may be meta."""
+    _check_fit(module.state_dict(), weights, set())
+
+
 def _copy_rows(target: Tensor, source: Tensor, shared: list[str], names: list[str], names_from: list[str]) -> bool:
     """target [A*K, ...], source [A*K', ...]: copy the rows of the shared classes. False where the shapes do not fit."""
     if not shared:

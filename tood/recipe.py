@@ -19,12 +19,17 @@ class Recipe:
 
     def check(self) -> None:
         if self.train.batch_size % self.train.accumulate:
-            raise ConfigError(f"train.accumulate: {self.train.accumulate} does not divide train.batch_size={self.train.batch_size}")
+            raise ConfigError(
+                f"train.accumulate: {self.train.accumulate} does not divide train.batch_size={self.train.batch_size}; "
+                "set it to a number that does"
+            )
         if list(self.train.milestones) != sorted(self.train.milestones) or min(self.train.milestones, default=1) < 1:
-            raise ConfigError(f"train.milestones: {list(self.train.milestones)} are not epochs from 1 in ascending order")
+            raise ConfigError(
+                f"train.milestones: {list(self.train.milestones)} are not epochs from 1 in ascending order; sort them"
+            )
         if self.data.short_side_min > self.data.short_side:
             raise ConfigError(
-                f"data.short_side_min: {self.data.short_side_min} is larger than data.short_side={self.data.short_side}"
+                f"data.short_side_min: {self.data.short_side_min} is larger than data.short_side={self.data.short_side}; lower it"
             )
         self._check_training_aids()
 
@@ -54,8 +59,8 @@ def read_recipe(path: Path) -> Recipe:
         values = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a JSON file with a recipe") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not JSON ({error}); correct it, or give another file") from None
     return build(Recipe, values)
 
 

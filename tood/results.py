@@ -4,6 +4,7 @@ Also the checks of JSON that others wrote, which `tood.evaluation` shares. Shape
 """
 
 import gzip
+import io
 import json
 import reprlib
 import sys
@@ -17,6 +18,8 @@ import torch
 
 from tood.atomic import write_file
 from tood.errors import DataError
+
+UNPACKED, RATIO = 1 << 26, 100  # of a packed file: bytes that are always read, and how many times its own size
 
 
 class Detections(NamedTuple):
@@ -120,15 +123,30 @@ def read_results(path: Path) -> Detections:
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file holds, one whose name ends in .gz unpacked. Raises DataError."""
     try:
         content = Path(path).read_bytes()
-        return json.loads(gzip.decompress(content) if Path(path).suffix == ".gz" else content)
+        return json.loads(_unpacked(content, path) if Path(path).suffix == ".gz" else content)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: is not packed by gzip: {error}") from None
+        raise DataError(f"{path}: is not packed by gzip: {error}; get it again, or leave .gz out of its name") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; name another file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not JSON: byte {error.start} is no text in UTF-8; get the file again") from None
+    except RecursionError:
+        raise DataError(f"{path}: not JSON that can be read: lists or objects are nested too deep; get the file again") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; correct the file, or get it again") from None
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    """No more than JSON is ever packed into so few bytes: a bomb unfolds to a thousand times its size."""
+    limit = max(UNPACKED, RATIO * len(content))
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DataError(f"{path}: unfolds to more than {limit} bytes, as no file of this kind does; get it again, unpacked")
+    return data
 
 
 def is_id(value: Any) -> bool:
@@ -146,7 +164,7 @@ def is_box(value: Any) -> bool:
 def raise_all(path: Path, problems: list[str]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(f"{path}: {problems[0]}{more}", problems)
+        raise DataError(f"{path}: {problems[0]}{more}; correct the file", problems)
 
 
 RESULT_KEYS = (

@@ -63,7 +63,8 @@ def parse_json(text: bytes | str, where: Path | str) -> Any:
         text = text.decode() if isinstance(text, bytes) else text
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: damaged or foreign: not JSON where it must be: {error}") from None
+        said = {UnicodeDecodeError: "no text in UTF-8", RecursionError: "nested too deep"}.get(type(error), error)
+        raise CheckpointError(f"{where}: damaged or foreign: not JSON where it must be: {said}; get it again") from None
 
 
 def _finite(text: str) -> float:
@@ -78,10 +79,10 @@ def _split(data: bytes, where: Path | str) -> tuple[dict, memoryview]:
     if len(data) < 8 or length > min(MAX_JSON, len(data) - 8):
         pickled = data[:4] == b"PK\x03\x04" or data[:1] == b"\x80"
         hint = "; it looks like a pickle, which can run code, and was not opened" if pickled else ""
-        raise CheckpointError(f"{where}: not a whole safetensors file{hint}")
+        raise CheckpointError(f"{where}: not a whole safetensors file{hint}; get it again, or give another")
     header = parse_json(data[8 : 8 + length], where)
     if not isinstance(header, dict):
-        raise CheckpointError(f"{where}: not a safetensors file: its header is not an object")
+        raise CheckpointError(f"{where}: not a safetensors file: its header is not an object; get it again")
     return header, memoryview(data)[8 + length :]
 
 
@@ -91,7 +92,9 @@ def account_of(data: bytes, where: Path | str) -> dict[str, Any]:
     text = metadata.get("tood") if isinstance(metadata, dict) else None
     account = parse_json(text, where) if isinstance(text, str) else None
     if not isinstance(account, dict):
-        raise CheckpointError(f"{where}: safetensors, but not a model of ours: its header lacks the account `tood`")
+        raise CheckpointError(
+            f"{where}: safetensors, but not a model of ours: its header lacks the account `tood`; use `tood import`"
+        )
     check_format(account, where)
     return account
 
@@ -105,7 +108,7 @@ def tensors_of(data: bytes, where: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: damaged or foreign tensors: {error}") from None
+        raise CheckpointError(f"{where}: damaged or foreign tensors: {error}; get it again") from None
 
 
 def check_content(data: bytes, where: Path | str) -> None:

@@ -10,6 +10,8 @@ from tood.checkpoint import Model, ModelInfo, load_into, load_model
 from tood.data.transforms import decode
 from tood.detector import Detector
 from tood.detectors import build_detector
+from tood.errors import CheckpointError, ConfigError
+from tood.finetune import require_fit
 from tood.recipe import Recipe, recipe_of
 
 
@@ -48,14 +50,33 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedD
 
     Every byte is verified and no code is read. Raises CheckpointError.
     """
-    model = load_model(Path(path).expanduser())
-    recipe = recipe_of(model.info.config)
-    return TrainedDetector(model, recipe, detector_of(model, recipe)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = Path(path).expanduser()
+    model = load_model(path)
+    recipe = recipe_in(model, path)
+    detector = detector_of(model, recipe, path)
+    return TrainedDetector(model, recipe, detector).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def detector_of(model: Model, recipe: Recipe) -> Detector:
-    """The detector that a recipe describes with a model's weights, in eval mode. Raises CheckpointError where they do not fit."""
+def recipe_in(model: Model, path: Path) -> Recipe:
+    """The recipe that a model was trained by. Raises CheckpointError, which names the model, for one that is not understood."""
+    try:
+        return recipe_of(model.info.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its recipe is not one that this version of tood reads: {error}; update tood") from None
+
+
+def detector_of(model: Model, recipe: Recipe, path: Path) -> Detector:
+    """The detector that a recipe describes with a model's weights, in eval mode. Raises CheckpointError where they do not fit.
+
+    They are compared before the detector gets any memory: a recipe of a few words can describe one of any size.
+    """
     names = model.info.names
-    detector = build_detector(recipe.model, len(names), recipe.predict)
-    load_into(detector, model.weights, names_from=names, names=names, class_layers=detector.CLASS_LAYERS)
+    with torch.device("meta"):
+        outline = build_detector(recipe.model, len(names), recipe.predict)
+    try:
+        require_fit(outline, model.weights)
+        detector = build_detector(recipe.model, len(names), recipe.predict)
+        load_into(detector, model.weights, names_from=names, names=names, class_layers=detector.CLASS_LAYERS)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return detector.eval()

@@ -121,12 +121,18 @@ class Fetch:
         self._check_stop()
         partial, digest = self.place.partial / secrets.token_hex(16), hashlib.sha256()
         try:
+            written = 0
             with partial.open("xb") as file:
-                while chunk := content.read(CHUNK):
+                while chunk := content.read(min(CHUNK, entry.size - written + 1)):
+                    written += len(chunk)
+                    if written > entry.size:  # a few bytes of a tar can stand for a disk full of them
+                        raise IntegrityError(f"{where}: {name} is larger than the {entry.size} bytes of its manifest; pack it anew")
                     digest.update(chunk)
                     file.write(chunk)
             if digest.hexdigest() != entry.sha256:
-                raise IntegrityError(f"{where}: {name} has the sha256 {digest.hexdigest()}, its manifest says {entry.sha256}")
+                raise IntegrityError(
+                    f"{where}: {name} has the sha256 {digest.hexdigest()}, its manifest says {entry.sha256}; pack it anew"
+                )
             self.have[name] = self.place.keep(name, partial, entry.sha256)
         finally:
             partial.unlink(missing_ok=True)

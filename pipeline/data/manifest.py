@@ -58,7 +58,7 @@ def read_manifest(source: Source) -> Manifest | None:
         for chunk in source.chunks(MANIFEST):
             data += chunk
             if len(data) > LARGEST:
-                raise IntegrityError(f"{source.url}/{MANIFEST}: larger than {LARGEST} bytes")
+                raise IntegrityError(f"{source.url}/{MANIFEST}: larger than {LARGEST} bytes; pack the data anew")
     except MissingObjectError:
         return None
     return parse_manifest(bytes(data), f"{source.url}/{MANIFEST}")
@@ -77,18 +77,19 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         for name, entry in files.items():
             _check(name, entry)
             if entry.shard is not None and (type(entry.shard) is not int or not 0 <= entry.shard < len(shards)):
-                raise ValueError(f"{name!r} is in shard {entry.shard!r:.40}, which it does not list")
+                raise ValueError(f"{name!r:.200} is in shard {entry.shard!r:.40}, which it does not list")
         folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
         if both := sorted(folders & files.keys()):
-            raise ValueError(f"{both[0]!r} is a file and a folder")
+            raise ValueError(f"{both[0]!r:.200} is a file and a folder")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StorageError) as error:
-        raise IntegrityError(f"{where}: not a manifest that `tood data pack` wrote: {error}") from None
+        said = str(error) if type(error) in (ValueError, json.JSONDecodeError, StorageError) else "its parts have another form"
+        raise IntegrityError(f"{where}: not a manifest that `tood data pack` wrote: {said}; pack the data anew") from None
     return Manifest(files, shards)
 
 
 def _check(name: Any, entry: Shard | PackedFile) -> None:
     check_key(name)
     if type(entry.size) is not int or entry.size < 0:
-        raise ValueError(f"{name!r} has the size {entry.size!r:.40}")
+        raise ValueError(f"{name!r:.200} has the size {entry.size!r:.40}")
     if not isinstance(entry.sha256, str) or not _SHA256.fullmatch(entry.sha256):
-        raise ValueError(f"{name!r} has the sha256 {entry.sha256!r:.40}")
+        raise ValueError(f"{name!r:.200} has the sha256 {entry.sha256!r:.40}")

@@ -93,7 +93,7 @@ def _names(root: Path) -> list[str]:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise DataError("\n  ".join([f"{root}: {len(problems)} names that cannot be packed", *problems[:SHOWN], *more]), problems)
     if not names:
-        raise DataError(f"{root}: holds no file")
+        raise DataError(f"{root}: holds no file; give another folder by --root")
     return sorted(names)
 
 

@@ -59,11 +59,15 @@ class WebSource:
         import requests
         from requests.adapters import HTTPAdapter
 
-        parts = urlsplit(url)
-        if "@" in parts.netloc or not parts.netloc:
-            raise StorageError(f"data.root: {redact(url)} must name a host and no credentials; those belong into ~/.netrc")
+        try:
+            parts = urlsplit(url)
+            sound = "@" not in parts.netloc and bool(parts.hostname) and parts.port != 0  # a port that is none raises
+        except ValueError:
+            sound = False
+        if not sound:
+            raise StorageError(f"data.root: {redact(url)} must name a host and no credentials; put those into ~/.netrc")
         if parts.query or parts.fragment:
-            raise StorageError(f"data.root: {redact(url)}: an address of a folder has no '?' or '#'")
+            raise StorageError(f"data.root: {redact(url)}: an address of a folder has no '?' or '#'; leave them out")
         self.url = url.rstrip("/")
         self._session = requests.Session()
         for scheme in ("http://", "https://"):

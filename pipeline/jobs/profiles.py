@@ -27,8 +27,10 @@ from pipeline.config import experiment_of, merge, parse_overrides
 from pipeline.tracking.facts import redact
 from tood.config import build
 from tood.errors import ConfigError
+from tood.plain_yaml import explain, read_yaml_text
 
 FILES = (Path("cluster.yaml"), Path("~/.config/tood/cluster.yaml"))
+LARGEST_SECRET = 1 << 16  # bytes
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFERENCE = "name where it is found: {env: NAME} or {file: PATH}, never the secret itself"
 
@@ -55,9 +57,9 @@ class Profile:
     here: Here = field(default_factory=Here)
 
     def check(self) -> None:
-        if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", self.jobs):
-            shown = f"{redact(self.jobs)!r} is not" if self.jobs else "is missing; give"
-            raise ConfigError(f"jobs: {shown} the http(s)://HOST:PORT of Ray's dashboard, without credentials")
+        if not re.fullmatch(r"https?://([^\s/@\[\]]+|\[[0-9a-fA-F:]+\](:\d+)?)(/[^\s@]*)?", self.jobs):
+            shown = f"{redact(self.jobs)!r:.200} is no such address" if self.jobs else "is missing"
+            raise ConfigError(f"jobs: {shown}; give the http(s)://HOST:PORT of Ray's dashboard, without credentials")
         if self.folder and not self.folder.startswith(("/", "~")):
             raise ConfigError(f"folder: {self.folder!r} is relative; give the folder on the nodes from / or ~")
         for where, settings in (("settings", self.settings), ("here.settings", self.here.settings)):
@@ -110,11 +112,20 @@ class Cluster:
             return os.environ[name]
         file = self.origin.parent / Path(reference["file"]).expanduser()
         try:
-            value = file.read_text().strip()
+            with file.open("rb") as opened:
+                value = opened.read(LARGEST_SECRET + 1).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: {file} cannot be read ({getattr(error, 'strerror', 'not text')})") from None
-        if not value:
-            raise ConfigError(f"{where}: {file} is empty")
+            said = getattr(error, "strerror", "not text")
+            raise ConfigError(f"{where}: {file} cannot be read ({said}); put the secret there, readable by you") from None
+        problem = (
+            "is empty" if not value
+            else f"is larger than {LARGEST_SECRET} bytes" if len(value) > LARGEST_SECRET
+            else "holds a NUL character" if "\0" in value
+            else "holds more than one line" if key == "token" and len(value.split()) > 1
+            else ""
+        )  # fmt: skip
+        if problem:
+            raise ConfigError(f"{where}: {file} {problem}; put the secret alone there")
         return value
 
 
@@ -161,7 +172,7 @@ def _text(value: Any) -> str:
 def _find_file(given: str | None) -> Path:
     if given:
         if not Path(given).is_file():
-            raise ConfigError(f"--profiles {given}: no such file")
+            raise ConfigError(f"--profiles {given}: no such file; give a cluster.yaml")
         return Path(given)
     for file in FILES:
         if file.expanduser().is_file():
@@ -171,24 +182,21 @@ def _find_file(given: str | None) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Profile], str | None]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{path}: is not valid YAML{f' (line {mark.line + 1})' if mark else ''}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("clusters"), dict) or not values["clusters"]:
+        values = yaml.safe_load(read_yaml_text(path))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: {explain(error)}") from None
+    if not isinstance(values.get("clusters"), dict) or not values["clusters"]:
         raise ConfigError(f"{path}: expected `clusters:` with a mapping of names to clusters")
     if strange := [str(key) for key in values if key not in ("clusters", "default")]:
-        raise ConfigError(f"{path}: {strange[0]}: unknown key; valid: clusters, default")
+        raise ConfigError(f"{path}: {strange[0]:.80}: unknown key; valid: clusters, default")
     profiles = {}
     for name, entry in values["clusters"].items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise ConfigError(f"{path}: clusters: {name!r} is not a name; use letters, digits and . _ -")
+            raise ConfigError(f"{path}: clusters: {name!r:.80} is not a name; use letters, digits and . _ -")
         profiles[name] = build(Profile, entry, f"{path}: clusters.{name}")
     default = values.get("default")
-    if default is not None and default not in profiles:
-        raise ConfigError(f"{path}: default: {default!r} is none of {', '.join(profiles)}")
+    if default is not None and (not isinstance(default, str) or default not in profiles):
+        raise ConfigError(f"{path}: default: {default!r:.80} is none of {', '.join(profiles)}; name one")
     return profiles, default
 
 
@@ -202,7 +210,7 @@ def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if not same:
-            raise ConfigError(f"{where}.{key}: changes what a run learns; a cluster's settings say where, not what")
+            raise ConfigError(f"{where}.{key}: changes what a run learns; say it in the experiment, a cluster's settings say where")
 
 
 def _check_environment(where: str, variables: Mapping[str, Any]) -> None:
@@ -210,13 +218,15 @@ def _check_environment(where: str, variables: Mapping[str, Any]) -> None:
         _check_variable(where, name)
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ConfigError(f"{where}.{name}: expected a text or a number; quote it")
+        if "\0" in str(value):
+            raise ConfigError(f"{where}.{name}: holds a NUL character, which no variable can; remove it")
         if redact(f"{name}={value}") != f"{name}={value}":
             raise ConfigError(f"{where}.{name}: is a secret, and these variables are sent along; under `secrets`, {_REFERENCE}")
 
 
 def _check_variable(where: str, name: Any) -> None:
     if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
-        raise ConfigError(f"{where}: {name!r:.60} is not the name of a variable")
+        raise ConfigError(f"{where}: {name!r:.60} is not the name of a variable; use letters, digits and _")
 
 
 def _check_reference(where: str, reference: Any) -> None:

@@ -51,7 +51,7 @@ def plan(parser: Parser, words: Sequence[str], cluster: Cluster, excludes: Itera
     """What `words`, a verb with its arguments, would run on a cluster. Raises ToodError for what the verb itself would refuse."""
     path = _verb(parser, words)
     if path[0] in AT_HOME:
-        raise ToodError(f"tood {path[0]}: is for this machine; submit what trains, sweeps or evaluates")
+        raise ToodError(f"tood {path[0]}: is for this machine; use it here, or submit what trains, sweeps or evaluates")
     options = parser.parse_args(list(words))
     told = _settings(options)
     name = _experiment_name(options)

@@ -47,12 +47,13 @@ class Night:
         """Raises ToodError for what cannot work, before anything is measured."""
         self.suite, self.night, self.say = suite, night, say
         self.code: Code = current_code()
-        self.place = find_place(suite, settings)
+        asked = {entry.name: experiment_for(suite, entry, settings) for entry in (*suite.speed, *suite.accuracy)}
+        self.place = find_place(suite, settings)  # reached, and written to, once every entry is known to make sense
         self.site = self.place.site
-        self.experiments: dict[str, Experiment] = {}
-        for entry in (*suite.speed, *suite.accuracy):
-            model = getattr(entry, "model", "")
-            self.experiments[entry.name] = at_place(experiment_for(suite, entry, settings), suite, self.place, model)
+        models = {entry.name: entry.model for entry in suite.accuracy}
+        self.experiments: dict[str, Experiment] = {
+            name: at_place(experiment, suite, self.place, models.get(name, "")) for name, experiment in asked.items()
+        }
         self.hashes = {entry.name: entry_hash(entry, self.experiments.get(entry.name)) for entry in suite.entries}
         self.suite_hash = hash_of([suite_values(suite), self.hashes])
         self.base = f"nightly/{suite.name}/{night}/{self.code.name}/{self.suite_hash}"

@@ -41,8 +41,12 @@ class AccuracyEntry:
     model: str = unhashed("")  # name in the registry for a better model of a passed night; "": none is registered
 
     def check(self) -> None:
+        _check_experiment(self.experiment)
+        for i, seed in enumerate(self.seeds):
+            if not 0 <= seed < 2**31:
+                raise ConfigError(f"seeds[{i}]: {seed} is not between 0 and {2**31 - 1}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds: {list(self.seeds)} are not different numbers, such as [0, 1, 2]")
+            raise ConfigError(f"seeds: {list(self.seeds)} are not different numbers; give some such as [0, 1, 2]")
         if self.model and not NAME.fullmatch(self.model):
             raise ConfigError(f"model: {self.model!r:.80} names a model; use up to 80 letters, digits and . _ -")
         _check_words("metrics", self.metrics, METRICS)
@@ -61,6 +65,7 @@ class SpeedEntry:
     relevant: float = bounded(0.15, 0, 10, identity=False)
 
     def check(self) -> None:
+        _check_experiment(self.experiment)
         _check_words("measures", self.measures, OPERATIONS)
         _check_entry(self.name, self.measures, self.expected)
 
@@ -98,7 +103,7 @@ class Suite:
         if not names:
             raise ConfigError("a suite measures something: add entries to accuracy, speed or parity")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"two entries are called {twice[0]!r}; their metrics would have one name")
+            raise ConfigError(f"two entries are called {twice[0]!r}; their metrics would have one name; rename one")
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -123,7 +128,12 @@ def read_suite(name: str) -> Suite:
         if name not in suite_names():
             raise ConfigError(f"suite {name!r}: neither shipped nor a .yaml file; {_nearest(name, suite_names())}")
         name = f"{FOLDER}/{name}"
-    return build(Suite, load_values(name))
+    suite = build(Suite, load_values(name))
+    for entry in suite.parity:
+        for file in filter(None, (entry.annotations, entry.detections)):
+            if not Path(file).is_file():
+                raise ConfigError(f"suite {suite.name}, entry {entry.name}: {file}: no such file; name one that is there")
+    return suite
 
 
 def suite_values(suite: Suite) -> dict[str, Any]:
@@ -181,12 +191,19 @@ def _check_entry(name: str, metrics: Sequence[str], expected: Any) -> None:
         if not all(end is None or (type(end) in (int, float) and math.isfinite(end)) for end in numbers) or (
             None not in numbers and numbers[0] > numbers[1]
         ):
-            raise ConfigError(f"expected.{metric}: {bounds!r} is no range; write [low, high], null for an open end")
+            raise ConfigError(f"expected.{metric}: {bounds!r:.80} is no range; write [low, high], null for an open end")
+
+
+def _check_experiment(name: str) -> None:
+    if not name:
+        raise ConfigError("experiment: none is named; give a shipped one (see `tood experiments`) or a YAML file")
 
 
 def _check_words(key: str, words: Sequence[str], known: Sequence[str]) -> None:
     if not words:
         raise ConfigError(f"{key}: the list is empty; choose from {', '.join(known)}")
+    if twice := sorted({word for word in words if list(words).count(word) > 1}):
+        raise ConfigError(f"{key}: {twice[0]!r:.80} is given twice; leave one")
     for word in words:
         if word not in known:
             raise ConfigError(f"{key}: {word!r} is not measured; {_nearest(word, known)}")

@@ -32,7 +32,7 @@ DIGEST = "manifest_sha256"  # tag: sha256 of the model folder's manifest.json
 SHOWN = 20  # names that an error lists
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-_REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{_NAME})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
+_REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{_NAME})(?:@(?P<alias>[\w-]+)|/(?P<version>[0-9]{{1,18}}))?")
 _TURN = ".turn"  # ending of the entry that stands for a turn; no model has such a name
 _TICKET = "tood.turn"  # its tag: whose turn, until when
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "TEMPORARILY_UNAVAILABLE")  # a lock just given up, a database that is busy
@@ -49,7 +49,7 @@ class Reference(NamedTuple):
 def parse(text: str) -> Reference:
     found = _REFERENCE.fullmatch(text)
     if not found:
-        raise RegistryError(f"{redact(text)!r} is not a model; write models:/NAME@alias, models:/NAME/VERSION or NAME")
+        raise RegistryError(f"{redact(text)!r:.200} is not a model; write models:/NAME@alias, models:/NAME/VERSION or NAME")
     return Reference(found["name"], found["alias"], found["version"])
 
 

@@ -111,4 +111,6 @@ class _RunArtifacts:
                 if "404 Client Error" in str(error):  # MLflow passes on no more than the text
                     raise MissingObjectError(f"{self.url_of(key)}: there is no such artifact") from None
                 raise
+            if not Path(path).is_file():
+                raise RegistryError(f"{self.url_of(key)}: is a folder where a file should be; give another version")
             yield from file_chunks(Path(path))

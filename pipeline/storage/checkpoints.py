@@ -171,7 +171,7 @@ def read_manifest(store: Readable, prefix: str, expected_digest: str | None = No
     try:
         raw = store.get_bytes(key)
     except MissingObjectError:
-        raise MissingObjectError(f"{url} does not exist: no checkpoint here, or its upload never finished") from None
+        raise MissingObjectError(f"{url} does not exist: no checkpoint here, or its upload never finished; give another") from None
     digest = hashlib.sha256(raw).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         raise IntegrityError(f"{url}: sha256 is {digest}, expected {expected_digest}; it is not what was registered")
@@ -182,11 +182,11 @@ def read_manifest(store: Readable, prefix: str, expected_digest: str | None = No
         values = json.loads(raw)
         files = {name: File(entry["sha256"], entry["size"]) for name, entry in values["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise IntegrityError(f"{url}: not a manifest, which is JSON with files: name -> sha256, size") from None
+        raise IntegrityError(f"{url}: not a manifest, which is JSON with files: name -> sha256, size; give another") from None
     for name, file in files.items():
         check_key(name)
         if name == MANIFEST or not _is_sha256(file.sha256) or type(file.size) is not int or file.size < 0:
-            raise IntegrityError(f"{url}: the entry of {name!r} is not a sha256 and a size in bytes")
+            raise IntegrityError(f"{url}: the entry of {name!r:.200} is not a sha256 and a size in bytes; give another")
     return Manifest(digest, files, values, raw)
 
 
@@ -196,15 +196,17 @@ def _stream(store: Readable, key: str, file: File, write: Callable[[bytes], Any]
         for chunk in store.chunks(key):
             size += len(chunk)
             if size > file.size:
-                raise IntegrityError(f"{url}: larger than the {file.size} bytes of its manifest; do not use it")
+                raise IntegrityError(f"{url}: larger than the {file.size} bytes of its manifest; use another")
             digest.update(chunk)
             write(chunk)
     except MissingObjectError:
-        raise IntegrityError(f"{url}: its manifest names it, but it does not exist; the checkpoint is damaged") from None
+        raise IntegrityError(
+            f"{url}: its manifest names it, but it does not exist; the checkpoint is damaged, use another"
+        ) from None
     if digest.hexdigest() != file.sha256:
         raise IntegrityError(
             f"{url}: sha256 is {digest.hexdigest()} ({size} bytes), its manifest says {file.sha256} "
-            f"({file.size} bytes); the file was altered or damaged, do not use it"
+            f"({file.size} bytes); the file was altered or damaged, use another"
         )
 
 

@@ -99,13 +99,20 @@ class FolderStore(Store):
     def _path(self, key: str) -> Path:
         path = self.root / check_key(key)
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise StorageError(f"{path} is a link that leaves the store {self.root}")
+            raise StorageError(f"{path} is a link that leaves the store {self.root}; copy what it leads to")
         return path
+
+    def _own(self, name: str) -> Path:
+        """A folder of the store's own, beside the objects."""
+        folder = self.root / name
+        if folder.is_symlink():
+            raise StorageError(f"{folder} is a link, which could leave the store; remove it")
+        _make_folder(folder)
+        return folder
 
     def _stage(self, source: Path | bytes) -> Path:
         """A complete, synced copy beside the store's objects, waiting to be given its name."""
-        folder = self.root / INCOMING
-        _make_folder(folder)
+        folder = self._own(INCOMING)
         staged = folder / uuid.uuid4().hex
         try:
             with staged.open("xb") as file:
@@ -123,8 +130,7 @@ class FolderStore(Store):
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
-        folder = self.root / ".locks"
-        _make_folder(folder)
+        folder = self._own(".locks")
         # Of few names, since nobody may remove one; that keys share a lock costs nothing.
         with (folder / hashlib.sha256(key.encode()).hexdigest()[:2]).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # held by the open file: excludes threads as well as processes

@@ -20,18 +20,25 @@ def open_store(url: str) -> Store:
     The endpoint of s3:// comes from AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or MLFLOW_S3_ENDPOINT_URL, the credentials
     from boto3's usual chain. Raises StorageError for another scheme, and for a URL that carries credentials.
     """
+    if "\0" in url:
+        raise StorageError(f"{redact(url)!r} is not a storage URL; {_FORMS}")
     if "://" not in url:
         if re.match(r"[a-z0-9+]{2,}:", url):
             raise StorageError(f"{redact(url)!r} is not a storage URL; {_FORMS}")
         return FolderStore(Path(url).expanduser().absolute())
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise StorageError(f"{redact(url)!r} is not a storage URL; {_FORMS}") from None
     if "@" in parts.netloc:
         raise StorageError(
             f"{redact(url)}: a storage URL must not carry credentials, they would end in logs; "
             "use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
     if parts.query or parts.fragment:
-        raise StorageError(f"{redact(url)}: a storage URL has no '?' or '#'; the endpoint is set by AWS_ENDPOINT_URL")
+        raise StorageError(
+            f"{redact(url)}: a storage URL has no '?' or '#'; leave them out, and set an endpoint by AWS_ENDPOINT_URL"
+        )
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return FolderStore(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc:

@@ -27,7 +27,7 @@ from botocore.exceptions import (
 
 from pipeline.errors import ChangedObjectError, MissingObjectError, StorageError
 from pipeline.storage.store import CHUNK, Entry, ObjectInfo, Store, Unfinished, check_key
-from pipeline.tracking.facts import redact
+from pipeline.tracking.facts import carries_credentials, redact
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # Ray's workers print what is below, some lines at each request
 
@@ -57,6 +57,12 @@ class S3Store(Store):
         self.bucket = bucket
         self.base = f"{check_key(prefix)}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"):
+            if carries_credentials(os.environ.get(variable, "")):
+                raise StorageError(
+                    f"{variable}: {redact(os.environ[variable])}: an endpoint must not carry credentials, they would end in logs; "
+                    "use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+                )
         named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")  # boto3 reads these itself
         endpoint = None if named else os.environ.get("MLFLOW_S3_ENDPOINT_URL")
         # Servers other than Amazon's seldom answer to bucket.host; MLflow's variable decides for both of us.
@@ -230,7 +236,7 @@ class S3Store(Store):
             ) from None
         except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
             raise StorageError(
-                f"{where}: no connection to {self._client.meta.endpoint_url} ({type(error).__name__}); check that the "
+                f"{where}: no connection to {redact(self._client.meta.endpoint_url)} ({type(error).__name__}); check that the "
                 "server runs, and the address in AWS_ENDPOINT_URL"
             ) from None
         except BotoCoreError as error:

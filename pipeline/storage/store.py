@@ -23,7 +23,7 @@ def check_key(key: str) -> str:
     """`key` itself if it is a plain relative name ("a/b.c"); else StorageError. Keeps `..` and absolute paths out."""
     if len(key.encode(errors="replace")) > 900 or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise StorageError(
-            f"{key!r} is not an object name: relative, parts joined by '/', none starting with a dot, a space or ~, "
+            f"{key!r:.200} is not an object name; use a relative one, parts joined by '/', none starting with a dot, a space or ~, "
             "without backslashes and control characters"
         )
     return key
@@ -116,7 +116,9 @@ class Store(ABC):
         for chunk in self.chunks(key):
             data += chunk
             if len(data) > limit:
-                raise IntegrityError(f"{self.url_of(key)}: larger than {limit} bytes, which this object never is")
+                raise IntegrityError(
+                    f"{self.url_of(key)}: larger than {limit} bytes, which this object never is; remove it, or put it there again"
+                )
         return bytes(data)
 
     def _require_equal(self, key: str, wanted: Iterator[bytes]) -> None:

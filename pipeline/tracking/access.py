@@ -50,8 +50,17 @@ def resolve_uri(uri: str, folder: str | Path) -> str:
     """
     if not uri:
         return f"sqlite:///{Path(folder).absolute() / 'mlflow.db'}"
-    parts = urlsplit(uri)
     shown = redact(uri)
+    expected = TrackingError(
+        f"tracking address {shown}: expected http(s)://HOST:PORT of an MLflow server, sqlite:///FILE, or nothing for "
+        "an SQLite file in the runs folder"
+    )
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https"):
+            _ = parts.port  # looked at only here: it is a number, and one of a port
+    except ValueError:
+        raise expected from None
     if parts.scheme in ("http", "https"):
         if "@" in parts.netloc:
             raise TrackingError(
@@ -71,10 +80,7 @@ def resolve_uri(uri: str, folder: str | Path) -> str:
                 "client's own file (such as ~/.pgpass), or put an MLflow server before the database"
             )
         return uri
-    raise TrackingError(
-        f"tracking address {shown}: expected http(s)://HOST:PORT of an MLflow server, sqlite:///FILE, or nothing for "
-        "an SQLite file in the runs folder"
-    )
+    raise expected
 
 
 def connect(uri: str) -> None:

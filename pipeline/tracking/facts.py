@@ -56,17 +56,22 @@ _SECRETS = (
     (re.compile(r"(?i)\b(bearer|basic) +[\w.~+/=-]{8,}"), r"\1 ***"),
     (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s]+"), r"\1***"),  # presigned addresses
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), "***"),
-    # key: value and KEY=value, where the key's last word is a secret's
-    (
-        re.compile(rf"(?i)((?:\b|_){_SECRET_WORD}[\"']?\s*[:=]\s*)(?!(?:bearer|basic) )(\"[^\"]*\"|'[^']*'|[^\s,;&]+)"),
-        r"\1***",
-    ),
 )
+_NAMED_SECRET = (  # key: value and KEY=value, where the key's last word is a secret's
+    re.compile(rf"(?i)((?:\b|_){_SECRET_WORD}[\"']?\s*[:=]\s*)(?!(?:bearer|basic) )(\"[^\"]*\"|'[^']*'|[^\s,;&]+)"),
+    r"\1***",
+)
+_DATABASE_USER = re.compile(r"(?i)^((?:postgresql|mysql)[\w+]*://)[^:/@\s]+@")
 _SECRET_VARIABLE = re.compile(r"(?:SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|ACCESS_KEY_ID|API_KEY)$")
 
 
 def redact(text: str) -> str:
     """`text` with *** for credentials: known forms of keys and tokens, and the values of this process's own secrets."""
+    return _NAMED_SECRET[0].sub(_NAMED_SECRET[1], redact_known(text))
+
+
+def redact_known(text: str) -> str:
+    """The same without what only stands behind a word such as `token:`, which in our own sentences is no secret."""
     names = [name for name in list(os.environ) if _SECRET_VARIABLE.search(name.upper())]  # other threads may add and remove some
     own = {value for value in map(os.environ.get, names) if value and len(value) >= 8}
     for value in sorted(own, key=len, reverse=True):
@@ -74,6 +79,12 @@ def redact(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def carries_credentials(address: str) -> bool:
+    """Does an address or a path hold a credential? The name of a database's user, without a password, is none."""
+    address = _DATABASE_USER.sub(r"\1", address)
+    return redact(address) != address
 
 
 def flat_params(config: Mapping[str, Any], swept: Iterable[str] = ()) -> dict[str, Any]:

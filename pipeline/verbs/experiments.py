@@ -40,8 +40,9 @@ def _train(options: argparse.Namespace) -> None:
     from pipeline.config import experiment_of, load_values
 
     values = load_values(options.experiment, options.settings)
+    experiment = experiment_of(values)  # what is wrong with it is said before anything slow is imported
     if options.dry_run:
-        return show(experiment_of(values))
+        return show(experiment)
     from pipeline.runs import train_experiment
 
     progress, version = train_experiment(values, resume=options.resume, stop_after=options.stop_after)
@@ -53,12 +54,13 @@ def _sweep(options: argparse.Namespace) -> int | None:
     from pipeline.config import experiment_of, load_values
 
     values = load_values(options.experiment, options.settings)
+    experiment = experiment_of(values)
     from pipeline.sweep import make_plan, newest_plan, run_sweep
 
     if options.dry_run:
         from pipeline.cost import cost_of
 
-        show(experiment_of(values))
+        show(experiment)
         print("\n".join(f"# {line}" for line in cost_of(make_plan(values)).splitlines()))
         return None
     from pipeline.publish import conclude

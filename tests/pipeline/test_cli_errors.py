@@ -79,7 +79,7 @@ CASES = {
     "object store down": (f"{TRAIN} storage.url=s3://bucket/x", "no connection to http://127.0.0.1:{port}", KEYS),
     "bad bucket name": (f"{TRAIN} storage.url=s3://Bu!cket/x", 'Invalid bucket name "Bu!cket"', KEYS),
     "store of another kind": (f"{TRAIN} storage.url=ftp://host/x", "'ftp://host/x' is not a storage URL"),
-    "store with keys": (f"{TRAIN} storage.url=s3://AKID:hidden@bucket", "s3://***@bucket: a storage URL must not carry"),
+    "store with keys": (f"{TRAIN} storage.url=s3://AKID:hidden@bucket", "s3://***@bucket: holds credentials"),
     "store below a file": (f"{TRAIN} storage.url={{place}}/tiny.yaml/store", "cannot write {place}/tiny.yaml/store"),
     "output below a file": ("train {place}/tiny.yaml output={place}/tiny.yaml/runs", "tiny.yaml/runs cannot be made"),
     # weights

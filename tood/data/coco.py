@@ -6,6 +6,7 @@ Shapes: I images, A annotations, K categories, G boxes of one image.
 import hashlib
 import json
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tood.errors import DataError
 from tood.results import is_box, is_id, is_number, read_json
 
 TOLERANCE = 1.0  # px that a box may stick out of its image (rounding of annotation tools); it is clipped
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no part of a name: a terminal would obey, a file system refuse
 SHOWN = 20  # problems that an error's message spells out; DataError.problems holds them all
 
 
@@ -125,11 +127,11 @@ def _category_problems(entries: list[dict]) -> Iterator[str]:
         yield "the list of categories is empty"
     counts = Counter()
     for c in entries:
-        if isinstance(c.get("name"), str):
+        if isinstance(c.get("name"), str) and not _CONTROL.search(c["name"]):
             counts[c["name"]] += 1
         else:
-            yield f"category {reprlib.repr(c.get('id'))}: name {reprlib.repr(c.get('name'))} is not text"
-    yield from (f"{count} categories are named {name!r}: rename them" for name, count in counts.items() if count > 1)
+            yield f"category {reprlib.repr(c.get('id'))}: name {reprlib.repr(c.get('name'))} is not text of printable characters"
+    yield from (f"{count} categories are named {name!r:.80}: rename them" for name, count in counts.items() if count > 1)
 
 
 def _image_problems(entries: list[dict]) -> Iterator[str]:
@@ -148,8 +150,8 @@ def _annotation_problems(a: dict, images: dict[int, dict], categories: dict[int,
             yield f"{key} {reprlib.repr(a.get(key))} is not in the file"
     if a.get("iscrowd", 0) not in (0, 1):
         yield f"iscrowd {reprlib.repr(a['iscrowd'])} is not 0 or 1"
-    if not is_number(a.get("area", 0)):
-        yield f"area {reprlib.repr(a['area'])} is not a finite number"
+    if not is_number(area := a.get("area", 0)) or area < 0:
+        yield f"area {reprlib.repr(area)} is not a finite number from 0"
     if "bbox" not in a:
         yield "has no bbox"
 
@@ -192,19 +194,19 @@ def _file_problems(folder: Path, names: list[Any], check_files: bool) -> Iterato
     root = os.path.realpath(folder)
     listings: dict[str, dict[str, os.DirEntry] | None] = {}
     for name in names:
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name or _CONTROL.search(name):
             yield f"file_name {reprlib.repr(name)} is not the name of a file"
         elif name.startswith("/") or (".." in name and ".." in PurePosixPath(name).parts):
-            yield f"{name}: file_name leaves {folder}; make it relative to that folder"
+            yield f"{_shown(name)}: file_name leaves {folder}; make it relative to that folder"
         elif check_files:
             parent, base = os.path.split(name)
             if parent not in listings:
                 listings[parent] = _listing(root, parent)
             entry = (listings[parent] or {}).get(base)
             if listings[parent] is None or (entry and entry.is_symlink() and not _is_below(root, entry.path)):
-                yield f"{name}: a symbolic link leaves {folder}; copy the file into that folder"
+                yield f"{_shown(name)}: a symbolic link leaves {folder}; copy the file into that folder"
             elif entry is None or not entry.is_file():
-                yield f"{name}: no such file in {folder}"
+                yield f"{_shown(name)}: no such file in {folder}"
 
 
 def _listing(root: str, parent: str) -> dict[str, os.DirEntry] | None:
@@ -231,7 +233,12 @@ def _is_side(value: Any) -> bool:
 
 
 def _image(entry: dict) -> str:
-    return f"image {reprlib.repr(entry.get('id'))} ({entry.get('file_name')})"
+    return f"image {reprlib.repr(entry.get('id'))} ({_shown(entry.get('file_name'))})"
+
+
+def _shown(name: Any) -> str:
+    """A name in a line of an error: as it is, unless it would spoil the line."""
+    return name if isinstance(name, str) and len(name) <= 200 and not _CONTROL.search(name) else reprlib.repr(name)
 
 
 def _where(a: dict, images: dict[int, dict]) -> str:
@@ -245,8 +252,8 @@ def _message(path: Path, problems: list[str], bad_boxes: list[str]) -> str:
     lines = [f"{path}: {len(found)} problem{'s' if len(found) > 1 else ''}", *found[:SHOWN]]
     if len(found) > SHOWN:
         lines.append(f"... and {len(found) - SHOWN} more: `tood data check` lists all")
-    if bad_boxes:
-        lines.append("correct the boxes, or leave them out by data.invalid_boxes=drop")
+    boxes = "correct the boxes, or leave them out by data.invalid_boxes=drop"
+    lines.append(boxes if bad_boxes else "correct the annotations, or get them again")
     return "\n  ".join(lines)
 
 

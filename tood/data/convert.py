@@ -99,7 +99,7 @@ def _read(file: Path, image_id: int, image_files: dict[str, Path], notes: Notes,
         parser.feed(inside(file.parent, file.name).read_bytes())
         root = parser.close()
     except ElementTree.ParseError as error:
-        raise DataError(f"{file}: not XML: {error}") from None
+        raise DataError(f"{file}: not XML: {error}; correct it, or remove it") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except DataError as error:

@@ -24,12 +24,13 @@ from tood.data.conversion import (
     refuse,
     write_splits,
 )
-from tood.errors import DataError
+from tood.errors import ConfigError, DataError
+from tood.plain_yaml import explain, read_yaml_text
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # the word in data.yaml -> ours
 TOLERANCE = 1e-3  # that a share may lie outside [0, 1] by rounding
 SLACK = 1.0  # px that a box may stick out by the same, without a note
-LARGEST_YAML = 1 << 20  # bytes
+MOST_VALUES = 200_000  # of data.yaml, which may name very many classes
 _INTEGER = re.compile(r"\d{1,9}(\.0*)?")
 
 
@@ -103,14 +104,11 @@ def read_yaml(root: Path) -> dict[str, Any]:
         raise DataError(f"{root}: has {len(found) or 'no'} YAML files; name the one with the classes data.yaml")
     file = inside(root, found[0].name)
     try:
-        if file.stat().st_size > LARGEST_YAML:
-            raise DataError(f"{file}: larger than {LARGEST_YAML} bytes, which a list of classes never is")
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a mapping with `names`")
-    return content
+        return yaml.safe_load(read_yaml_text(file, MOST_VALUES))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{file}: {explain(error)}") from None
 
 
 def class_names(content: Mapping[str, Any], root: Path) -> list[str]:
@@ -119,7 +117,7 @@ def class_names(content: Mapping[str, Any], root: Path) -> list[str]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
-        raise DataError(f"{root}: `names` in data.yaml must list the classes, or map 0, 1, ... to them")
+        raise DataError(f"{root}: `names` in data.yaml has to list the classes, or map 0, 1, ... to them; write such a list")
     names = [str(name) for name in names]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{root}: `names` in data.yaml holds {twice[0]!r} twice; rename one")
@@ -153,7 +151,7 @@ def _images(root: Path, base: Path, value: Any, word: str, problems: list[str]) 
             elif path.is_file():
                 found += _listed(root, base, path, problems)
             else:
-                problems.append(f"data.yaml: {word}: {path}: no such folder or file")
+                problems.append(f"data.yaml: {word}: {path}: no such folder or file; correct it")
     return found
 
 
@@ -240,11 +238,11 @@ def _parse(words: list[str], names: list[str]) -> tuple[str, tuple[float, float,
     except ValueError:
         values = [math.nan]
     if not all(math.isfinite(value) for value in values):
-        raise DataError(f"{' '.join(words)!r:.80} holds what is no number")
+        raise DataError(f"{' '.join(words)!r:.80} holds what is no number; correct it")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise DataError(f"{len(values)} numbers after the class; expected 4 of a box or 6, 8, ... of a polygon")
     if any(not -TOLERANCE <= value <= 1 + TOLERANCE for value in values):
-        raise DataError(f"{' '.join(words)!r:.80} is not in shares of the image, 0 to 1")
+        raise DataError(f"{' '.join(words)!r:.80} is not in shares of the image, 0 to 1; divide by its width and height")
     if len(values) == 4:
         cx, cy, w, h = values
         return names[number], (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)

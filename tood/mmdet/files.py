@@ -51,7 +51,9 @@ def read_foreign(path: Path) -> Foreign:
         try:
             values, meta, found_in = tensors_of(path.read_bytes(), path), {}, "the file"
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; name another file") from None
+        if not values:
+            raise CheckpointError(f"{path}: holds no tensors; give the file of a state dict")
     else:
         file = read_torch_file(path)
         values, found_in = _state_of(file.content, path)
@@ -101,7 +103,7 @@ def _state_of(content: Any, path: Path) -> tuple[dict[str, Any], str]:
         if isinstance(part, dict) and any(is_tensor(value) for value in part.values()):
             return _of_texts(part), name
     keys = ", ".join(str(key) for key in list(content)[:8] if isinstance(key, str))
-    raise CheckpointError(f"{path}: no state dict of tensors, neither the file itself nor {', '.join(STATES)}; it has: {keys}")
+    raise CheckpointError(f"{path}: no state dict of tensors, neither the file itself nor {', '.join(STATES)}; it has: {keys:.300}")
 
 
 def _of_texts(values: dict[Any, Any]) -> dict[str, Any]:

@@ -44,7 +44,9 @@ def infer(state: Mapping[str, Tensor], detector: str | None = None) -> Inferred:
     head = next((name for name in CLASS_PREDICTORS if f"bbox_head.{name}.weight" in state), None)
     if head is None:
         known = ", ".join(f"bbox_head.{name}.weight" for name in CLASS_PREDICTORS)
-        raise CheckpointError(f"no detector that is known here: none of its parameters is {known}")
+        raise CheckpointError(
+            f"no detector that is known here: none of its parameters is {known}; give --config EXPERIMENT of one that is"
+        )
     row = _choose(_rows(head, state), detector)
     backbone, neck = _backbone(state), _neck(state)
     model = {"detector": row, **_head(state, head, row), "neck": neck, "backbone": backbone}

@@ -55,8 +55,9 @@ def read_pickle(file: BinaryIO, where: str) -> tuple[Any, list[Reference]]:
                 raise CheckpointError(f"{where}: a pickle of more than {MAX_OPERATIONS} operations; no checkpoint has so many")
             machine.do(operation.name, argument)
         return machine.stack.pop(), machine.references
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{where}: damaged or foreign: not a pickle that can be read ({error})") from None
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+        said = str(error) if type(error) is ValueError else "its operations do not fit each other"
+        raise CheckpointError(f"{where}: damaged or foreign: not a pickle that can be read ({said}); get it again") from None
 
 
 def _as_dictionary(items: list[Any]) -> dict[Any, Any]:

@@ -11,7 +11,9 @@ The content is a pickle, which `tood.mmdet.pickled` reads as data: a tensor is a
 
 import io
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +38,8 @@ _DTYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
+# What zipfile raises for an archive whose parts contradict each other.
+_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, OverflowError, zlib.error)
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 
 
@@ -76,6 +80,11 @@ class TorchFile(NamedTuple):
         return {name: tensors[name] for name in views}
 
 
+def _said(error: Exception) -> str:
+    """A name in it that is no text, or its end before its time, say little themselves."""
+    return "its parts contradict each other" if isinstance(error, UnicodeDecodeError | EOFError) else str(error)
+
+
 def is_tensor(value: Any) -> bool:
     return isinstance(value, Call) and value.path in (_TENSOR, _PARAMETER)
 
@@ -91,12 +100,12 @@ def read_torch_file(path: Path) -> TorchFile:
         if start[:1] == b"\x80":
             return _open_stream(path, size)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged or foreign: {error}; get it again") from None
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; name another file") from None
+    except _BAD_ZIP as error:
+        raise CheckpointError(f"{path}: damaged or foreign: {_said(error)}; get it again") from None
     raise CheckpointError(
-        f"{path}: not a file that torch.save writes; one older than torch 0.1.10, or of another program, has to be saved again "
-        "with torch.save(state_dict, FILE)"
+        f"{path}: not a file that torch.save writes; one older than torch 0.1.10, or of another program, is not read; "
+        "save it again with torch.save(state_dict, FILE)"
     )
 
 
@@ -107,7 +116,9 @@ def _open_zip(path: Path, size: int) -> TorchFile:
     with zipfile.ZipFile(path) as archive:
         found = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(found) != 1:
-            raise CheckpointError(f"{path}: a ZIP archive, but not of torch.save: it holds {len(found)} data.pkl, not 1")
+            raise CheckpointError(
+                f"{path}: a ZIP archive, but not of torch.save: it holds {len(found)} data.pkl, not 1; give another"
+            )
         folder = found[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in archive.namelist():
             raise CheckpointError(f"{path}: a TorchScript archive, which is code, and not read; give its state_dict")
@@ -120,8 +131,8 @@ def _open_zip(path: Path, size: int) -> TorchFile:
         try:
             with zipfile.ZipFile(path) as archive:
                 data = _read_entry(archive, f"{folder}data/{storage.key}", path, wanted)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: damaged: {error}; get it again") from None
+        except (OSError, *_BAD_ZIP) as error:
+            raise CheckpointError(f"{path}: damaged: {_said(error)}; get it again") from None
         if len(data) != wanted:
             raise CheckpointError(f"{path}: {storage.key} holds {len(data)} bytes, {wanted} expected; get it again")
         return data

@@ -92,7 +92,7 @@ def test_nested_and_dotted_settings_are_the_same():
 WRONG = {
     "misspelt key": ("jobs: https://ray.example:8265", "jbos: x", "clusters.lab.jbos: unknown key; did you mean 'jobs'"),
     "no address": ("jobs: https://ray.example:8265", "description: x", "clusters.lab: jobs: is missing"),
-    "address with password": ("https://ray", "https://me:hidden@ray", "jobs: 'https://***@ray.example:8265' is not"),
+    "address with password": ("https://ray", "https://me:hidden@ray", "jobs: 'https://***@ray.example:8265' is no such address"),
     "misspelt setting": ("storage.url:", "storage.ulr:", "settings: storage.ulr: unknown key; did you mean 'url'"),
     "setting of results": ("storage.url: s3://detectors/tood", "train.lr: 1", "settings.train.lr: changes what a run learns"),
     "relative folder": ("/mnt/lab", "lab", "folder: 'lab' is relative"),

@@ -106,7 +106,7 @@ def test_every_bad_line_is_named_by_file_and_number(root):
     [("train: ../images\nnames: [a]", "leaves"), ("train: /etc\nnames: [a]", "leaves"),
      ("train: nowhere\nnames: [a]", "no such folder"),
      ("train: [3]\nnames: [a]", "expected a folder"), ("train: images/train", "`names`"), ("names: {1: a, 2: b}", "`names`"),
-     ("names: [a, a]", "twice"), ("names: !!python/object/apply:os.system [exit]", "cannot be read"), ("- a", "expected a mapping"),
+     ("names: [a, a]", "twice"), ("names: !!python/object/apply:os.system [exit]", "the tag"), ("- a", "expected a mapping"),
      ("names: [a]\ntrain: out", "a link leaves"), ("names: [red, white]\ntrain: images/train\nval: images", "again in val")],
 )  # fmt: skip
 def test_what_data_yaml_must_not_say(root, tmp_path, yaml, says):
