@@ -64,6 +64,13 @@ class DataConfig:
     keep_empty: bool = False  # train on images without objects too
     invalid_boxes: Literal["error", "drop"] = "error"
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
+    resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
+
+    def check(self) -> None:
+        if self.resize == "device" and (self.augment.mosaic or self.augment.mixup):
+            raise ConfigError(
+                "resize: 'device' leaves nothing to mix in the loader; set resize=cpu, or augment.mosaic=0 and augment.mixup=0"
+            )
 
 
 # (depth, groups, width_per_group) -> torchvision's name of the network
