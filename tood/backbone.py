@@ -35,6 +35,7 @@ class Backbone(nn.Module):
                 block.conv2 = _deformable(block.conv2)
         self.channels = tuple(net.fc.in_features // k for k in (8, 4, 2, 1))
         self.pixels = config.pixels
+        self._fold_norms = False
         self.norm_eval = config.norm_eval
         if not config.train_norm:
             for norm in self._norms():
@@ -53,10 +54,17 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        c2 = self.layer1(self.maxpool(torch.relu_(conv_norm(images, self.conv1, self.bn1))))
+        c2 = self.layer1(self.maxpool(torch.relu_(conv_norm(images, self.conv1, self.bn1, self._fold_norms))))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         return c2, c3, c4, self.layer4(c4)
+
+    def fold_norms(self) -> None:
+        """Norms with constant statistics go into the convolutions in every training from now on (`conv_norm`)."""
+        self._fold_norms = True
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.fold_norms = True
 
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -73,27 +81,33 @@ class ResidualBlock(nn.Module):
             self.add_module(f"conv{i}", block.get_submodule(f"conv{i}"))
             self.add_module(f"bn{i}", block.get_submodule(f"bn{i}"))
         self.downsample = block.downsample
+        self.fold_norms = False  # see `conv_norm`
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for i in range(1, self._convolutions + 1):
-            out = conv_norm(out, getattr(self, f"conv{i}"), getattr(self, f"bn{i}"))
+            out = conv_norm(out, getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.fold_norms)
             if i < self._convolutions:
                 out = torch.relu_(out)
-        return torch.relu_(out.add_(x if self.downsample is None else conv_norm(x, *self.downsample)))
+        return torch.relu_(out.add_(x if self.downsample is None else conv_norm(x, *self.downsample, self.fold_norms)))
 
 
-def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, always: bool = False) -> Tensor:
     """norm(conv(x)). Where the norm's statistics are constants it goes into the convolution's weights and bias:
 
     w' = w gamma / sqrt(var + eps), b' = beta - mean gamma / sqrt(var + eps). Gradients of w, gamma and beta are those of the two
-    apart; but the map is written once, and nothing of it has to be kept for the norm. Where weights that learn outnumber the
-    map, folding them, there and back, would cost more than the norm. Exported programs keep the two, for their runtimes to fold.
+    apart; but the map is written once, and nothing of it has to be kept for the norm. Not so
+
+    - in training in float32 unless `always`: it rounds otherwise than the peer, whose runs ours could then not be held against;
+    - where weights that learn outnumber the map: folding them, there and back, would cost more than the norm;
+    - while a program is exported: its runtime folds for good.
     """
-    if norm.training or not isinstance(conv, nn.Conv2d) or torch.compiler.is_exporting():
+    learning = torch.is_grad_enabled()
+    wanted = always or not learning or torch.is_autocast_enabled(x.device.type)
+    if not wanted or norm.training or not isinstance(conv, nn.Conv2d) or torch.compiler.is_exporting():
         return norm(conv(x))
-    learns = conv.weight.requires_grad and torch.is_grad_enabled()
-    if learns and conv.weight[0].numel() * math.prod(conv.stride) > x.shape[0] * x.shape[2] * x.shape[3]:
+    cells = x.shape[0] * x.shape[2] * x.shape[3] / math.prod(conv.stride)
+    if learning and conv.weight.requires_grad and conv.weight[0].numel() > cells:
         return norm(conv(x))
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     bias = torch.addcmul(norm.bias, norm.running_mean, factor, value=-1)

@@ -155,6 +155,8 @@ class TrainConfig:
     accumulate: int = bounded(1, 1, 1024)  # forward passes a step; batch_size is still the images a step
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    fold_norms: bool = later(False)  # constant BatchNorm goes into the convolutions in fp32 too, as in bf16 and in evaluation
+    checkpointing: bool = unhashed(False)  # keep less for the backward pass and compute it again: slower, smaller, the same bits
     ema: float = bounded(0.0, 0, 0.999999)  # decay of the averaged weights; 0: off. Where on, they are evaluated
     evaluate_every: int = bounded(1, 1, 10_000)  # epochs between evaluations; the last epoch is always evaluated
     early_stopping: EarlyStoppingConfig | None = later(None)
