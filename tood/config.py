@@ -64,6 +64,8 @@ class DataConfig:
     keep_empty: bool = False  # train on images without objects too
     invalid_boxes: Literal["error", "drop"] = "error"
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
+    cache: str = unhashed("")  # folder for decoded training images, so that later epochs need not decode them; "": none
+    cache_gb: float = bounded(32.0, 0, 1e6, identity=False)  # of 1e9 bytes; images beyond it are decoded each time
     resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
 
     def check(self) -> None:

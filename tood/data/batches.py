@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
+from tood.data.cache import with_cache
 from tood.data.coco import CocoData
 from tood.data.mixing import ALONE, Pairing, Partners
 from tood.data.record import ImageRecord
@@ -156,6 +158,8 @@ class TrainLoader:
     ):
         """batch_size: images of this rank; epochs: of the whole training, None: without end. Raises DataError like `learnable`."""
         self.images, self.augment = learnable(data, config), config.augment
+        if config.cache:
+            self.images = with_cache(self.images, Path(config.cache).expanduser(), config.cache_gb)
         self.mixing_ends = math.inf if epochs is None else epochs - config.augment.last_epochs_off
         landscape = np.array([r.width >= r.height for r in self.images])
         self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from tood.boxes import clip
 from tood.config import DataConfig
+from tood.data import cache
 from tood.data.mixing import ALONE, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.data.record import ImageRecord
 from tood.errors import DataError
@@ -97,13 +98,19 @@ def _picture(record: ImageRecord, size: tuple[int, int], *, flips: bool = False,
 
 
 def decode_record(record: ImageRecord) -> Tensor:
-    """The image of a record, u8 [3,H,W] RGB. Raises DataError where it is broken or has not the annotated size."""
+    """The image of a record, u8 [3,H,W] RGB, from its cache if it has one. Raises DataError where it is broken or has not the
+    annotated size.
+    """
+    if record.cache is not None and (kept := cache.read(record)) is not None:
+        return kept
     image = decode(record.path)
     if image.shape[1:] != (record.height, record.width):
         raise DataError(
             f"{record.path}: image {record.image_id} is {image.shape[2]} pixels wide and {image.shape[1]} high, its "
             f"annotations say {record.width} x {record.height}; correct the JSON, or restore the image it was made for"
         )
+    if record.cache is not None:
+        cache.keep(record, image)
     return image
 
 
