@@ -1,7 +1,11 @@
 """ResNet and ResNeXt on torchvision's blocks, with deformable and frozen stages and frozen BatchNorm; C2..C5 come out."""
 
+import math
+
+import torch
 import torchvision.models
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from tood.config import BackboneConfig
 from tood.deformable import ModulatedDeformableConv
@@ -20,8 +24,8 @@ class Backbone(nn.Module):
         super().__init__()
         # The last BatchNorm of each block starts at 0, so that from random weights every block starts as the identity.
         net = getattr(torchvision.models, config.network)(zero_init_residual=True)
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = map(_stage, (net.layer1, net.layer2, net.layer3, net.layer4))
         stages = [self.layer1, self.layer2, self.layer3, self.layer4]
         if config.style == "caffe":
             for stage in stages:
@@ -31,6 +35,7 @@ class Backbone(nn.Module):
                 block.conv2 = _deformable(block.conv2)
         self.channels = tuple(net.fc.in_features // k for k in (8, 4, 2, 1))
         self.pixels = config.pixels
+        self._fold_norms = False
         self.norm_eval = config.norm_eval
         if not config.train_norm:
             for norm in self._norms():
@@ -49,13 +54,68 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        c2 = self.layer1(self.maxpool(torch.relu_(conv_norm(images, self.conv1, self.bn1, self._fold_norms))))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         return c2, c3, c4, self.layer4(c4)
 
+    def fold_norms(self) -> None:
+        """Norms with constant statistics go into the convolutions in every training from now on (`conv_norm`)."""
+        self._fold_norms = True
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.fold_norms = True
+
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+class ResidualBlock(nn.Module):
+    """torchvision's block of two or three convolutions, its parameters under their names; norms are folded where they can be."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        names = [name for name, _ in block.named_children()]
+        self._convolutions = len([name for name in names if name.startswith("conv")])
+        for i in range(1, self._convolutions + 1):
+            self.add_module(f"conv{i}", block.get_submodule(f"conv{i}"))
+            self.add_module(f"bn{i}", block.get_submodule(f"bn{i}"))
+        self.downsample = block.downsample
+        self.fold_norms = False  # see `conv_norm`
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for i in range(1, self._convolutions + 1):
+            out = conv_norm(out, getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.fold_norms)
+            if i < self._convolutions:
+                out = torch.relu_(out)
+        return torch.relu_(out.add_(x if self.downsample is None else conv_norm(x, *self.downsample, self.fold_norms)))
+
+
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, always: bool = False) -> Tensor:
+    """norm(conv(x)). Where the norm's statistics are constants it goes into the convolution's weights and bias:
+
+    w' = w gamma / sqrt(var + eps), b' = beta - mean gamma / sqrt(var + eps). Gradients of w, gamma and beta are those of the two
+    apart; but the map is written once, and nothing of it has to be kept for the norm. Not so
+
+    - in training in float32 unless `always`: it rounds otherwise than the peer, whose runs ours could then not be held against;
+    - where weights that learn outnumber the map: folding them, there and back, would cost more than the norm;
+    - while a program is exported: its runtime folds for good.
+    """
+    learning = torch.is_grad_enabled()
+    wanted = always or not learning or torch.is_autocast_enabled(x.device.type)
+    if not wanted or norm.training or not isinstance(conv, nn.Conv2d) or torch.compiler.is_exporting():
+        return norm(conv(x))
+    cells = x.shape[0] * x.shape[2] * x.shape[3] / math.prod(conv.stride)
+    if learning and conv.weight.requires_grad and conv.weight[0].numel() > cells:
+        return norm(conv(x))
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = torch.addcmul(norm.bias, norm.running_mean, factor, value=-1)
+    return conv2d(x, conv.weight * factor.view(-1, 1, 1, 1), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _stage(blocks: nn.Sequential) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(block) for block in blocks))
 
 
 def _halve_early(block: nn.Module) -> None:

@@ -65,6 +65,15 @@ class DataConfig:
     keep_empty: bool = False  # train on images without objects too
     invalid_boxes: Literal["error", "drop"] = "error"
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
+    cache: str = unhashed("")  # folder for decoded training images, so that later epochs need not decode them; "": none
+    cache_gb: float = bounded(32.0, 0, 1e6, identity=False)  # of 1e9 bytes; images beyond it are decoded each time
+    resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
+
+    def check(self) -> None:
+        if self.resize == "device" and (self.augment.mosaic or self.augment.mixup):
+            raise ConfigError(
+                "resize: 'device' leaves nothing to mix in the loader; set resize=cpu, or augment.mosaic=0 and augment.mixup=0"
+            )
 
 
 # (depth, groups, width_per_group) -> torchvision's name of the network
@@ -149,6 +158,8 @@ class TrainConfig:
     accumulate: int = bounded(1, 1, 1024)  # forward passes a step; batch_size is still the images a step
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    fold_norms: bool = later(False)  # constant BatchNorm goes into the convolutions in fp32 too, as in bf16 and in evaluation
+    checkpointing: bool = unhashed(False)  # keep less for the backward pass and compute it again: slower, smaller, the same bits
     ema: float = bounded(0.0, 0, 0.999999)  # decay of the averaged weights; 0: off. Where on, they are evaluated
     evaluate_every: int = bounded(1, 1, 10_000)  # epochs between evaluations; the last epoch is always evaluated
     early_stopping: EarlyStoppingConfig | None = later(None)

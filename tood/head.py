@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pixel_shuffle
+from torch.utils.checkpoint import checkpoint
 
 from tood.alignment import AlignmentMap, aligned_boxes, aligned_log_scores
 from tood.box_forms import MAX_LOG_DISTANCE, BoxForm, Location
@@ -152,6 +153,7 @@ class DenseHead(nn.Module):
         self.tower, self.predictor, self.one_to_one = tower, predictor, one_to_one
         self.semantic, self.detail = semantic, detail
         self.grid, self.bin_width = grid, bin_width
+        self.checkpointing = False  # in training, compute each level again for its backward pass instead of keeping its maps
 
     def forward(self, pyramid: Sequence[Tensor], finer: Tensor | None = None) -> Predictions:
         """`finer` is C2; only DPE's context reads it."""
@@ -162,14 +164,28 @@ class DenseHead(nn.Module):
         many, one = [], []
         locations = zip(priors.centres.split(priors.counts), priors.anchors.split(priors.counts), STRIDES, strict=True)
         for level, (centres, anchors, stride) in enumerate(locations):
-            features = self.tower(class_inputs[level], box_inputs[level])
             at = Location(centres / stride, anchors / stride, stride)
-            many.append(self.predictor(features, at, sizes[level], level))
-            if self.one_to_one is not None:
-                alone = TowerFeatures(*(f if f is None else f.detach() for f in features))
-                one.append(self.one_to_one(alone, at, sizes[level], level))
+            arguments = (class_inputs[level], box_inputs[level], at, sizes[level], level)
+            if self.checkpointing and torch.is_grad_enabled():
+                found, alone = checkpoint(self._level, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                found, alone = self._level(*arguments)
+            many.append(found)
+            if alone is not None:
+                one.append(alone)
         predictions = self._join(many, priors, self.predictor)
         return predictions._replace(one_to_one=self._join(one, priors, self.one_to_one)) if one else predictions
+
+    def _level(
+        self, class_input: Tensor, box_input: Tensor, at: Location, size: tuple[int, int], level: int
+    ) -> tuple[LevelPredictions, LevelPredictions | None]:
+        """What both predictors say of one level."""
+        features = self.tower(class_input, box_input)
+        found = self.predictor(features, at, size, level)
+        if self.one_to_one is None:
+            return found, None
+        alone = TowerFeatures(*(f if f is None else f.detach() for f in features))
+        return found, self.one_to_one(alone, at, size, level)
 
     def _join(self, levels: list[LevelPredictions], priors, predictor: Predictor) -> Predictions:
         def join(name: str) -> Tensor | None:

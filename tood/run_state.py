@@ -68,6 +68,9 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
     model.to(device)
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)
+    if recipe.train.fold_norms:
+        model.backbone.fold_norms()
+    model.head.checkpointing = recipe.train.checkpointing
     ema = AveragedWeights(model, recipe.train.ema) if recipe.train.ema else None
     return Run(
         recipe,

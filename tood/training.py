@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -46,6 +47,8 @@ from tood.run_state import (
     within_epoch_folder,
 )
 from tood.views import View
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 
 
 class DivergedError(ToodError):
@@ -278,6 +281,7 @@ def _step_report(
     }
     if run.device.type == "cuda":
         metrics["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(run.device) / 2**30
+    metrics["perf/memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**30  # highest so far
     left = (config.epochs * steps_per_epoch - run.step) / steps_a_second
     return StepReport(epoch, run.step, steps_per_epoch, metrics, left)
 

@@ -149,6 +149,60 @@ def test_without_train_norm_the_affine_weights_stay_too():
     assert {"layer2.0.conv1.weight", "layer3.0.downsample.0.weight"} <= changed
 
 
+@pytest.fixture
+def norms(monkeypatch) -> list[int]:
+    """The channels of every BatchNorm that is computed for itself."""
+    computed, forward = [], torch.nn.BatchNorm2d.forward
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda norm, x: computed.append(norm.num_features) or forward(norm, x))
+    return computed
+
+
+def lively_backbone(**config) -> Backbone:
+    """Norms far from the identity they start as."""
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig(**config))
+    for norm in backbone._norms():
+        for values, low, high in ((norm.weight, 0.5, 1), (norm.bias, -1, 1), (norm.running_mean, -1, 1), (norm.running_var, 1, 4)):
+            torch.nn.init.uniform_(values, low, high)
+    return backbone
+
+
+@pytest.mark.parametrize(("depth", "side"), [(18, 256), (50, 160)])
+def test_constant_norms_in_the_convolutions_give_the_same_features_and_gradients(norms, depth, side):
+    backbone, images = lively_backbone(depth=depth, frozen_stages=1).train(), torch.randn(1, 3, side, side)
+    found = []
+    for folds in (False, True):
+        if folds:
+            backbone.fold_norms()
+        norms.clear()
+        features = backbone(images)
+        backbone.zero_grad(set_to_none=True)
+        sum(c.square().mean() for c in features).backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        found.append((features, gradients, list(norms)))
+    apart, together = found
+    assert len(apart[2]) == len(backbone._norms())
+    assert 0 < len(together[2]) < len(apart[2])  # the last stage has more weights than cells
+    assert {"layer2.0.bn1.weight", "layer2.0.bn1.bias", "layer2.0.conv1.weight"} <= together[1].keys() == apart[1].keys()
+    for a, b in zip([*apart[0], *apart[1].values()], [*together[0], *together[1].values()], strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4 * a.abs().max().item())
+
+
+def test_norms_are_folded_in_evaluation_and_in_bf16_and_batch_statistics_never(norms):
+    backbone, images = lively_backbone(depth=18, norm_eval=False).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        backbone(images)
+        assert not norms
+        backbone.train()(images)  # frozen: the stem and stage 1
+        assert len(norms) == len(backbone._norms()) - 5
+    norms.clear()
+    backbone.norm_eval = True
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone.train()(images)
+    assert len(norms) < len(backbone._norms()) / 2 + 5
+    assert 64 not in norms
+
+
 def test_offsets_of_deformable_stages_train_unless_their_stage_is_frozen():
     backbone = Backbone(BackboneConfig(depth=50, dcn="c3-c5", frozen_stages=2))
     trained = {name.split(".")[0] for name, p in backbone.named_parameters() if "conv_offset" in name and p.requires_grad}

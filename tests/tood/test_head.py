@@ -217,3 +217,27 @@ def test_wild_weights_still_give_finite_boxes_and_gradients(form, raw):
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     assert torch.isfinite(area).all()
     assert len(boxes[0]) == len(head.grid.shapes) * sum(h * w for h, w in SIZES)
+
+
+@pytest.mark.parametrize("form", ["tood", "tscode", "vfnet"])
+def test_checkpointing_keeps_less_and_gives_the_same_bits(form):
+    pyramid = make_pyramid()
+    found, kept = [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for checkpointing in (False, True):
+        head = stir(make_head(**FORMS[form]))
+        head.checkpointing = checkpointing
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            predictions = head(*pyramid)
+        forward = kept[-1]
+        (predictions.log_scores.sum() + predictions.boxes.square().sum()).backward()
+        kept[-1] = forward
+        found.append({name: p.grad for name, p in head.named_parameters() if p.grad is not None})
+    assert kept[1] < kept[0] / 3
+    assert found[0].keys() == found[1].keys() != set()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -46,6 +46,21 @@ def test_attention_weighs_whole_layers_before_they_are_reduced():
     torch.testing.assert_close(view(interactive, pooled), torch.relu(view.norm(view.reduce(weighted))))
 
 
+@pytest.mark.parametrize("cells", [(5, 7), (1, 3)], ids=["weights", "maps"])
+@pytest.mark.parametrize("groups", [4, 0])
+def test_attention_scales_what_is_smaller_in_any_memory_format(cells, groups):
+    view = lively(TaskDecomposition(8, 3, groups))
+    interactive = torch.randn(2, 24, *cells, generator=torch.Generator().manual_seed(2))
+    pooled = interactive.mean((2, 3), keepdim=True)
+    w = view.attention(pooled).repeat_interleave(8, dim=1)
+    reduced = view.reduce(interactive * w)
+    expected = torch.relu(reduced if view.norm is None else view.norm(reduced))
+    torch.testing.assert_close(view(interactive, pooled), expected)
+    last = view(interactive.to(memory_format=torch.channels_last), pooled)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, expected)
+
+
 def test_interactive_features_are_all_layers_of_one_stack_in_order():
     tower = lively(InteractiveTower(8, 8, 3, STYLE))
     x, outputs = Y, []

@@ -102,6 +102,23 @@ def test_options_of_speed_change_how_it_computes_and_hardly_what(data, folder, m
         assert changed.is_contiguous(**layout)
 
 
+def test_checkpointing_changes_no_bit_and_folded_norms_hardly_any(data, folder, monkeypatch):
+    runs, original, reports = [], training.start, []
+    monkeypatch.setattr(training, "start", lambda *arguments: runs.append(original(*arguments)) or runs[-1])
+    for name, options in (("usual", {}), ("again", {"checkpointing": True}), ("folded", {"fold_norms": True})):
+        config = recipe(data, norm_eval=True, epochs=2, milestones=[], evaluate_every=2, **options)
+        train(config, folder / name, stop_after=1, on_step=reports.append)
+    assert [run.model.head.checkpointing for run in runs] == [False, True, False]
+    assert runs[0].config_hash == runs[1].config_hash != runs[2].config_hash
+    usual, again, folded = (weights(folder / name) for name in ("usual", "again", "folded"))
+    assert all(torch.equal(again[name], value) for name, value in usual.items())
+    assert not all(torch.equal(folded[name], value) for name, value in usual.items())
+    for name, value in usual.items():
+        torch.testing.assert_close(folded[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    peaks = [report.metrics["perf/memory_gb"] for report in reports]
+    assert 0.05 < peaks[0] <= peaks[-1] < 50
+
+
 RANK = """
 import hashlib, json, sys
 from dataclasses import replace

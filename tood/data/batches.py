@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
+from tood.data.cache import with_cache
 from tood.data.coco import CocoData
 from tood.data.mixing import ALONE, Pairing, Partners
 from tood.data.record import ImageRecord
 from tood.data.sampler import TrainSampler
 from tood.data.targets import Targets, pad_targets
-from tood.data.transforms import Sample, load_sample, resize_shape
+from tood.data.transforms import Sample, load_sample, resize, resize_shape
 from tood.errors import DataError, ToodError
 
 MULTIPLE = 32  # batches are padded to a multiple of it: the stride of C5
@@ -59,6 +61,21 @@ class Batch(NamedTuple):
         return Batch(*(value.to(device, non_blocking=non_blocking) for value in self))
 
 
+class Decoded(NamedTuple):
+    """A batch whose images are still to be resized, which `to` does once they are on the device (data.resize=device)."""
+
+    images: Tensor  # u8 [B,3,h,w], in memory [B,h,w,3]; each in the top left corner, the rest is undefined
+    shapes: tuple[tuple[int, int], ...]  # (height, width) of each
+    sizes: tuple[tuple[int, int], ...]  # (height, width) that each is to have
+    batch: Batch  # the rest, its images without content
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        images = self.images.to(device, non_blocking=non_blocking)
+        parts = zip(images, self.shapes, self.sizes, strict=True)
+        stacked, _ = stack_images([resize(image[:, :height, :width], size) for image, (height, width), size in parts])
+        return self.batch.to(device, non_blocking)._replace(images=stacked)
+
+
 def normalise(images: Tensor, sizes: Tensor, pixels: str = "rgb") -> Tensor:
     """RGB images as the backbone reads them, then 0 in the padding. u8 or f32 [B,3,H,W], sizes [B,2] -> f32 [B,3,H,W], contiguous.
 
@@ -81,23 +98,39 @@ def _statistics(device: torch.device, pixels: str) -> tuple[Tensor, Tensor]:
 def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """u8 images [3,h,w] of any sizes -> u8 [B,3,H,W], padded to a common multiple of 32, and their sizes i64 [B,2]."""
     sizes = torch.tensor([image.shape[1:] for image in images])
-    height, width = _padded(*sizes.amax(0).tolist())
-    stacked = torch.zeros((len(images), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    stacked = _canvas(len(images), *_padded(*sizes.amax(0).tolist()), images[0].device)
     for i, image in enumerate(images):
-        stacked[i, :, : image.shape[1], : image.shape[2]] = image
+        height, width = image.shape[1:]
+        stacked[i, :, :height, :width] = image
+        stacked[i, :, height:] = 0
+        stacked[i, :, :height, width:] = 0
     return stacked, sizes
 
 
-def collate(samples: list[Sample]) -> Batch:
-    images, sizes = stack_images([s.image for s in samples])
-    return Batch(
+def _canvas(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    """u8 [count, 3, height, width], in memory [count, height, width, 3], not yet written to."""
+    return torch.empty((count, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+
+
+def collate(samples: list[Sample]) -> Batch | Decoded:
+    """Samples that are to be resized on the device come as a Decoded."""
+    shapes, sizes = tuple(tuple(s.image.shape[1:]) for s in samples), tuple(s.size for s in samples)
+    resized = shapes == sizes
+    images = stack_images([s.image for s in samples])[0] if resized else _canvas(len(samples), 0, 0, torch.device("cpu"))
+    batch = Batch(
         images,
-        sizes,
+        torch.tensor(sizes),
         pad_targets([s.boxes for s in samples], [s.labels for s in samples], [s.crowds for s in samples]),
         torch.tensor([s.image_id for s in samples]),
         torch.tensor([s.original_size for s in samples]),
         torch.tensor([s.scale for s in samples], dtype=torch.float32),
     )
+    if resized:
+        return batch
+    stacked = _canvas(len(samples), *map(max, zip(*shapes, strict=True)), torch.device("cpu"))
+    for i, (sample, (height, width)) in enumerate(zip(samples, shapes, strict=True)):
+        stacked[i, :, :height, :width] = sample.image
+    return Decoded(stacked, shapes, sizes, batch)
 
 
 # -- training: every image once an epoch, in `tood.data.sampler`'s order ---------------------------------------------
@@ -127,6 +160,8 @@ class TrainLoader:
     ):
         """batch_size: images of this rank; epochs: of the whole training, None: without end. Raises DataError like `learnable`."""
         self.images, self.augment = learnable(data, config), config.augment
+        if config.cache:
+            self.images = with_cache(self.images, Path(config.cache).expanduser(), config.cache_gb)
         self.mixing_ends = math.inf if epochs is None else epochs - config.augment.last_epochs_off
         landscape = np.array([r.width >= r.height for r in self.images])
         self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)

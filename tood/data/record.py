@@ -15,3 +15,4 @@ class ImageRecord(NamedTuple):
     labels: np.ndarray  # i64 [G], 0-based
     crowd: np.ndarray  # bool [G]: a group of objects; never an object to learn
     areas: np.ndarray | None = None  # f64 [G] as annotated: COCO's small, medium and large go by it
+    cache: Path | None = None  # folder where its decoded pixels are kept (tood.data.cache)

@@ -1,5 +1,6 @@
 """From a file to a sample: decode, resize with the ratio kept, mix with others, flip. Boxes are (x1, y1, x2, y2) in pixels."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from tood.boxes import clip
 from tood.config import DataConfig
+from tood.data import cache
 from tood.data.mixing import ALONE, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.data.record import ImageRecord
 from tood.errors import DataError
@@ -22,13 +24,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows m
 class Sample(NamedTuple):
     """One image with the objects to learn (crowds are kept apart), after resize and flip. Of several mixed: the first's facts."""
 
-    image: Tensor  # u8 [3,H,W] RGB
-    boxes: Tensor  # f32 [G,4] xyxy px of `image`
+    image: Tensor  # u8 [3,H,W] RGB; with data.resize=device as decoded, still to be resized to `size`
+    boxes: Tensor  # f32 [G,4] xyxy px of the resized image
     labels: Tensor  # i64 [G]
     image_id: int
     original_size: tuple[int, int]  # (height, width) in the file
     scale: tuple[float, float]  # (width, height): resized / original
-    crowds: Tensor  # f32 [I,4] xyxy px of `image`: regions that hold objects which nobody counted
+    crowds: Tensor  # f32 [I,4] xyxy px of the resized image: regions that hold objects which nobody counted
+    size: tuple[int, int]  # (height, width) of the resized image
 
 
 def load_sample(
@@ -52,6 +55,9 @@ def load_sample(
         short_side = int(draw.integers(config.short_side_min, config.short_side, endpoint=True))
     size = resize_shape(record.height, record.width, config.long_side * scale, short_side)
     flips = training and draw.random() < config.flip
+    if partners == ALONE:
+        picture = _picture(record, size, flips=flips, as_decoded=training and config.resize == "device")
+        return _sample(record, picture, size)
     if partners.mosaic:
         tiles = (record, *partners.mosaic)
         plan = plan_mosaic(draw, size, [(tile.height, tile.width) for tile in tiles])
@@ -65,27 +71,46 @@ def load_sample(
     image, boxes, labels, crowds = picture
     if flips:
         image, boxes, crowds = image.flip(-1), flip_boxes(boxes, size[1]), flip_boxes(crowds, size[1])
-    scales = (size[1] / record.width, size[0] / record.height)
-    return Sample(image, boxes, labels, record.image_id, (record.height, record.width), scales, crowds)
+    return _sample(record, Picture(image, boxes, labels, crowds), size)
 
 
-def _picture(record: ImageRecord, size: tuple[int, int]) -> Picture:
-    """The image of a record, resized, with its objects and, apart from them, its crowds."""
-    image = resize(decode_record(record), size)
+def _sample(record: ImageRecord, picture: Picture, size: tuple[int, int]) -> Sample:
+    scale, (image, boxes, labels, crowds) = (size[1] / record.width, size[0] / record.height), picture
+    return Sample(image, boxes, labels, record.image_id, (record.height, record.width), scale, crowds, size)
+
+
+def _picture(record: ImageRecord, size: tuple[int, int], *, flips: bool = False, as_decoded: bool = False) -> Picture:
+    """The image of a record, resized unless `as_decoded`, with its objects and, apart from them, its crowds."""
+    image = decode_record(record)
+    early = flips and (as_decoded or math.prod(image.shape[1:]) < math.prod(size))  # the same pixels, where there are fewer
+    if early:
+        image = image.flip(-1)
+    if not as_decoded:
+        image = resize(image, size)
+    if flips and not early:
+        image = image.flip(-1)
     scale = (size[1] / record.width, size[0] / record.height)
     boxes = resize_boxes(torch.from_numpy(record.boxes), scale, size)
+    if flips:
+        boxes = flip_boxes(boxes, size[1])
     crowd = torch.from_numpy(record.crowd)
     return Picture(image, boxes[~crowd], torch.from_numpy(record.labels)[~crowd], boxes[crowd])
 
 
 def decode_record(record: ImageRecord) -> Tensor:
-    """The image of a record, u8 [3,H,W] RGB. Raises DataError where it is broken or has not the annotated size."""
+    """The image of a record, u8 [3,H,W] RGB, from its cache if it has one. Raises DataError where it is broken or has not the
+    annotated size.
+    """
+    if record.cache is not None and (kept := cache.read(record)) is not None:
+        return kept
     image = decode(record.path)
     if image.shape[1:] != (record.height, record.width):
         raise DataError(
             f"{record.path}: image {record.image_id} is {image.shape[2]} pixels wide and {image.shape[1]} high, its "
             f"annotations say {record.width} x {record.height}; correct the JSON, or restore the image it was made for"
         )
+    if record.cache is not None:
+        cache.keep(record, image)
     return image
 
 
@@ -102,7 +127,8 @@ def decode(path: Path) -> Tensor:
                 raise Image.DecompressionBombError
             if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy an RGB image too
+            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     except Image.DecompressionBombError:
         problem = f"more than {MAX_PIXELS // 10**6} million pixels"
     except UnidentifiedImageError:
@@ -121,11 +147,16 @@ def resize_shape(height: int, width: int, long_side: float, short_side: float) -
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """u8 [3,H,W] -> u8 [3,*size], bilinear without antialiasing, within a grey level of OpenCV's; memory as in `decode`."""
+    """u8 [3,H,W] -> u8 [3,*size], bilinear without antialiasing, within a grey level of OpenCV's; memory as in `decode`.
+
+    Of a mirrored image it is the mirror image, to the bit. On a GPU by way of float32: within a grey level of the CPU's.
+    """
     if image.shape[1:] == size:
         return image
     batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # strides that say channels-last: no repacking
-    return interpolate(batch, size, mode="bilinear", align_corners=False).squeeze(0)
+    if image.device.type == "cpu":
+        return interpolate(batch, size, mode="bilinear", align_corners=False).squeeze(0)
+    return interpolate(batch.float(), size, mode="bilinear", align_corners=False).squeeze(0).round_().to(torch.uint8)
 
 
 def resize_boxes(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:

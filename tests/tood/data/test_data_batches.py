@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -15,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tood.config import BackboneConfig, DataConfig
+from tood.config import BackboneConfig, DataConfig, build
 from tood.data.batches import MEAN, PIXELS, STD, TrainLoader, TrainSampler, collate, eval_loader, normalise, stack_images
 from tood.data.coco import CocoData
 from tood.data.record import ImageRecord
 from tood.data.transforms import Sample
-from tood.errors import DataError
+from tood.errors import ConfigError, DataError
 
 CONFIG = DataConfig(long_side=64, short_side=48, short_side_min=32, workers=0)
 
@@ -62,7 +63,9 @@ def same(a, b) -> bool:
 def sample(height: int, width: int, objects: int) -> Sample:
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
     boxes = torch.arange(objects * 4, dtype=torch.float32).view(-1, 4)
-    return Sample(image, boxes, torch.arange(objects), objects, (height * 2, width * 2), (0.5, 0.5), torch.zeros(1, 4))
+    return Sample(
+        image, boxes, torch.arange(objects), objects, (height * 2, width * 2), (0.5, 0.5), torch.zeros(1, 4), (height, width)
+    )
 
 
 def test_collate_pads_images_and_targets():
@@ -189,6 +192,22 @@ def test_skipped_batches_are_not_read(data):
     gone = [loader.images[i]._replace(path=Path("gone.png")) if i in first else r for i, r in enumerate(loader.images)]
     missing = CocoData(tuple(gone), data.names, data.category_ids, data.annotations, "")
     assert len(list(TrainLoader(missing, CONFIG, batch_size=4, seed=0).epoch(0, start_batch=1))) == 5
+
+
+def test_images_resized_on_the_device_are_the_same_and_travel_as_decoded(data):
+    apart = TrainLoader(data, replace(CONFIG, resize="device"), batch_size=4, seed=0)
+    for here, there in zip(TrainLoader(data, CONFIG, batch_size=4, seed=0).epoch(1), apart.epoch(1), strict=True):
+        decoded = {r.image_id: (r.height, r.width) for r in data.images}
+        assert there.shapes == tuple(decoded[i] for i in here.image_ids.tolist())
+        assert there.images.shape[2:] == tuple(map(max, zip(*there.shapes, strict=True)))
+        assert there.images.permute(0, 2, 3, 1).is_contiguous()
+        assert there.batch.images.numel() == 0
+        assert same(here, there.to("cpu"))
+
+
+def test_what_is_mixed_is_resized_by_the_loader():
+    with pytest.raises(ConfigError, match=r"resize: 'device' leaves nothing to mix.*resize=cpu, or augment\.mosaic=0"):
+        build(DataConfig, {"resize": "device", "augment": {"mixup": 0.5}})
 
 
 def test_ranks_share_the_global_batches(data):

@@ -162,6 +162,25 @@ def test_flip_mirrors_pixels_and_boxes(photo):
     assert torch.equal(never.image, plain.image)
 
 
+def test_a_mirrored_image_is_resized_to_the_mirror_image_to_the_bit():
+    """So it does not matter what comes first, and the flip comes where there are fewer pixels."""
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        width, wanted = (int(side) for side in draw.integers(2, 1400, 2))
+        image = torch.from_numpy(draw.integers(256, size=(3, width, 3), dtype=np.uint8)).permute(2, 0, 1)
+        assert torch.equal(resize(image.flip(-1), (2, wanted)), resize(image, (2, wanted)).flip(-1))
+
+
+@pytest.mark.parametrize("bounds", [(80, 60), (30, 30)], ids=["larger", "smaller"])
+def test_a_flip_before_or_after_the_resize_mirrors_alike(photo, bounds):
+    flipped, plain = (
+        load_sample(record(photo, [[6, 4, 30, 20]]), DataConfig(long_side=bounds[0], short_side=bounds[1], flip=f),
+                    training=True, seed=(0,)) for f in (1, 0)
+    )  # fmt: skip
+    assert torch.equal(flipped.image, plain.image.flip(-1))
+    assert flipped.image.permute(1, 2, 0).is_contiguous()
+
+
 def test_wrong_size_is_an_error(photo):
     with pytest.raises(DataError, match=r"photo\.png: image 17 is 60 pixels wide and 40 high, its annotations say 40 x 60"):
         load_sample(record(photo, [], size=(60, 40)), CONFIG, training=False)
