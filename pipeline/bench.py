@@ -10,6 +10,7 @@ import torch
 
 from pipeline import cluster
 from pipeline.config import experiment_of, to_yaml
+from pipeline.site import Site
 from pipeline.sweep import Plan, Values, make_plan, run_sweep
 from pipeline.tracking.facts import flat_params
 from pipeline.tracking.runs import Run
@@ -63,6 +64,7 @@ def _values(root: Path) -> Values:
     return {
         "name": "bench",
         "output": str(root),
+        "tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"},  # whatever MLFLOW_TRACKING_URI says
         "init": "none",
         "data": {"root": str(root), "train": split, "val": split, "workers": 0},
         "model": {"channels": 32, "neck": {"channels": 32}, "backbone": {"depth": 18}},
@@ -71,35 +73,39 @@ def _values(root: Path) -> Values:
     }
 
 
-def _learn_nothing(plan: Plan, site, gpus: float, trial: Values) -> None:
+def _learn_nothing(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
     """A trial of the sweep, in its own process: all that surrounds a training run, and no training."""
     from ray import train as ray_train
     from ray import tune
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
 
-    name = f"{plan.sweep}-{tune.get_context().get_trial_id()}"
-    experiment = experiment_of(plan.values, trial)
+    trial_id, experiment = tune.get_context().get_trial_id(), experiment_of(plan.values, trial)
     started = time.perf_counter()
-    tracked = Run.open(site.tracking, site.experiment_id, identity=name, name=name, tags={"tood.kind": "trial"})
-    tracked.params(flat_params(to_dict(experiment), swept=()))
+    tracked = Run.open(site.tracking, site.experiment_id, identity=f"{plan.sweep}/{trial_id}", name=trial_id)
+    tracked.params(flat_params(to_dict(experiment)))
     tracked.text(to_yaml(experiment), "experiment.yaml")
     for epoch in range(EPOCHS):
         tracked.metrics({f"val/{figure}": 0.5 for figure in ("AP", "AP50", "AP75")}, step=epoch, epoch=epoch)
     tracked.finish("FINISHED")
-    _note(plan, name, "track", started)
+    _note(plan, trial_id, "track", started)
     started = time.perf_counter()
-    storage = ray_train.RunConfig(name=name, storage_path=site.ray_storage(experiment, plan.sweep))
+    storage = ray_train.RunConfig(
+        name=f"{plan.sweep}-{trial_id}",
+        storage_path=site.ray_storage(experiment, plan.sweep),
+        logging_config=LoggingConfig(log_level="WARNING"),
+    )
     TorchTrainer(_nothing, scaling_config=ray_train.ScalingConfig(num_workers=1), run_config=storage).fit()
-    _note(plan, name, "train", started)
-    tune.report({plan.values["sweep"].get("metric", "val/AP"): 0.5, "epoch": EPOCHS, "last": True})
+    _note(plan, trial_id, "train", started)
+    tune.report({experiment.sweep.metric: 0.5, "epoch": EPOCHS, "last": True})
 
 
 def _nothing() -> None:
     pass
 
 
-def _note(plan: Plan, name: str, part: str, started: float) -> None:
-    (Path(plan.values["output"]) / "took" / f"{name}-{part}").write_text(str(time.perf_counter() - started))
+def _note(plan: Plan, trial_id: str, part: str, started: float) -> None:
+    (Path(plan.values["output"]) / "took" / f"{plan.sweep}-{trial_id}-{part}").write_text(str(time.perf_counter() - started))
 
 
 def _quietly(text: str) -> None:

@@ -10,6 +10,7 @@ a figure outside of it fails the night whatever the nights before it were.
 
 import difflib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def _check_entry(name: str, metrics: Sequence[str], expected: Any) -> None:
         if metric not in metrics:
             raise ConfigError(f"expected.{metric}: the entry does not measure it; {_nearest(str(metric), metrics)}")
         numbers = bounds if isinstance(bounds, list | tuple) and len(bounds) == 2 else (True,)
-        if not all(end is None or (type(end) in (int, float) and math.isfinite(end)) for end in numbers) or (
+        if not all(end is None or (type(end) in (int, float) and abs(end) <= sys.float_info.max) for end in numbers) or (
             None not in numbers and numbers[0] > numbers[1]
         ):
             raise ConfigError(f"expected.{metric}: {bounds!r:.80} is no range; write [low, high], null for an open end")

@@ -142,12 +142,34 @@ def yolo(what: str, content: str, says: str, labels: str = "0 0.5 0.5 0.2 0.2\n"
     return Case(what, make, load, where, says, "data convert yolo --root {folder} --output {out}")
 
 
+def roboflow(what: str, says: str, where: str = "train/_annotations.coco.json", **parts: Any) -> Case:
+    """An export in COCO's form with one fault."""
+
+    def make(place: Place) -> None:
+        (place.folder / "train").mkdir()
+        shutil.copy(place.sound / "data/val/1.png", place.folder / "train/1.png")
+        content = {
+            "images": [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+            "categories": [{"id": 0, "name": "all"}, {"id": 1, "name": "a", "supercategory": "all"}],
+        }
+        (place.folder / "train/_annotations.coco.json").write_text(json.dumps(content | parts))
+
+    def load(place: Place):
+        from tood.data.convert_roboflow import convert_roboflow
+
+        convert_roboflow(place.folder, place.folder / "out")
+
+    return Case(what, make, load, where, says, "data convert roboflow --root {folder} --output {out}")
+
+
 BOMB = (
     "names: [a]\n"
     + "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
 )
 OBJECT = "<annotation><object><name>cat</name><bndbox>{}</bndbox></object></annotation>"
+ONE = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
 LABELS = "{folder}/labels/train/a.txt:1"
 CASES: Cases = {
     "pack-manifest-empty": manifest("an empty manifest", b"", "not a manifest"),
@@ -201,5 +223,21 @@ CASES: Cases = {
     "yolo-class-unknown": yolo("a class that there is not", "names: [a]\n", "class '7' is not one of 0 to 0", "7 0.5 0.5 0.2 0.2\n", LABELS),
     "yolo-numbers": yolo("three numbers in place of four", "names: [a]\n", "expected 4 of a box", "0 0.5 0.5 0.2\n", LABELS),
     "yolo-nan": yolo("what is no number", "names: [a]\n", "holds what is no number", "0 nan 0.5 0.2 0.2\n", LABELS),
+    "roboflow-no-folders": Case(
+        "a folder without splits",
+        lambda place: None,
+        lambda place: roboflow("", "").load(place),
+        "{folder}",
+        "has none of the folders",
+        "data convert roboflow --root {folder} --output {out}",
+    ),
+    "roboflow-list": roboflow("a list of no use", "expected an object with lists", images=None),
+    "roboflow-category": roboflow("a list for a category id", "category_id [1] is not in the file", annotations=[ONE | {"category_id": [1]}]),
+    "roboflow-image": roboflow("an object on no image", "image_id 7 is not in the file", annotations=[ONE | {"image_id": 7}]),
+    "roboflow-box": roboflow("a box of three numbers", "is not four finite numbers", annotations=[ONE | {"bbox": [1, 2, 3]}]),
+    "roboflow-name-parent": roboflow("a file name that leaves the folder", "leaves", images=[{"id": 1, "file_name": "../../x.png"}]),
+    "roboflow-name-surrogate": roboflow("half a character in a file name", "is no name of a file", images=[{"id": 1, "file_name": "\ud800.png"}]),
+    "roboflow-name-missing": roboflow("no file name", "needs an id of its own and a file_name", images=[{"id": 1}]),
+    "roboflow-category-name": roboflow("a category without a name", "needs a whole number as id and a name", categories=[{"id": 1}]),
     "yolo-pixels": yolo("pixels in place of shares", "names: [a]\n", "is not in shares", "0 30 30 10 10\n", LABELS),
 }  # fmt: skip

@@ -60,6 +60,7 @@ SUITES: Cases = {
     "suite-expected-number": accuracy("a number for a range", "expected: {val/AP: 0.4}", "", "is no range"),
     "suite-expected-backwards": accuracy("a range that goes back", "expected: {val/AP: [0.5, 0.4]}", "", "is no range"),
     "suite-expected-nan": accuracy("a range of what is no number", "expected: {val/AP: [.nan, 1]}", "", "is no range"),
+    "suite-expected-huge": accuracy("a range beyond every fraction", f"expected: {{val/AP: [0, 1{'0' * 400}]}}", "", "is no range"),
     "suite-noise": accuracy("a noise that is not a number", "noise: .nan", ".noise", "nan is not between"),
     "suite-model": accuracy("a model's name that no registry takes", "model: a/b", "", "use up to 80 letters"),
     "suite-measure": suite("a part of training that is not timed", "speed: [{name: a, experiment: demo, measures: [setp]}]\n", "speed[0]", "did you mean 'step'"),

@@ -84,7 +84,7 @@ def test_no_canary_is_found_in_anything_that_is_written(work, sound, capfd, capl
     run = Run.open(
         site.tracking, site.experiment_id, identity="i", name="run", tags={"note": f"by {canary('HF_TOKEN')}"} | environment_tags()
     )
-    run.params({"alpha": 1.0, "note": f"key={canary('AWS_SECRET_ACCESS_KEY')}"})
+    run.params({"alpha": 1.0, "note": f"key={canary('lab_secret_key')}"})
     run.description(f"tracked at {address('http', 'tracking', 'host')}")
     run.text(f"{to_yaml(experiment)}\npassword: {canary('PGPASSWORD')}", "experiment.yaml")
     run.document({"error": f"no connection to {address('http', 'endpoint', 'host')}"}, "error.json")

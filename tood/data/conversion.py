@@ -89,7 +89,9 @@ def fit(
 
 def inside(root: Path, name: str) -> Path:
     """root/name; DataError where the name or a link leads out of root."""
-    if name.startswith(("/", "\\")) or "\0" in name or ".." in name.replace("\\", "/").split("/"):
+    if not name.isprintable():
+        raise DataError(f"{name!r:.200} is no name of a file; rename it")
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
         raise DataError(f"{name!r} leaves {root}; make it relative to that folder")
     path = root / name
     base = os.path.realpath(root)

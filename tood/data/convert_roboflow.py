@@ -83,8 +83,9 @@ def _convert_coco(root: Path, output: Path, folders: dict[str, Path]) -> Convers
     for split, names in names_of.items():
         if names != names_of[first]:
             problems.append(f"{folders[split].name}/{COCO}: its categories differ from those of {folders[first].name}/{COCO}")
-    used = {a.get("category_id") for document in documents.values() for a in document["annotations"]}
-    groups = {c.get("supercategory") for document in documents.values() for c in document["categories"]}
+    used = {a["category_id"] for document in documents.values() for a in document["annotations"] if is_id(a.get("category_id"))}
+    named = (c.get("supercategory") for document in documents.values() for c in document["categories"])
+    groups = {group for group in named if isinstance(group, str)}
     names = {i: name for i, name in names_of[first].items() if i in used or not (i == 0 and name in groups)}
     if len(set(names.values())) < len(names):
         problems.append(f"{folders[first].name}/{COCO}: two categories have one name; rename one")
@@ -103,7 +104,7 @@ def _document(file: Path) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{file}: not a COCO file: expected an object with lists of {', '.join(parts)}")
     for c in parts["categories"]:
         if not is_id(c.get("id")) or not isinstance(c.get("name"), str):
-            raise DataError(f"{file}: category {c.get('id')!r:.40} needs a whole number as id and a name")
+            raise DataError(f"{file}: category {c.get('id')!r:.40} needs a whole number as id and a name; give it both")
     return parts
 
 
@@ -120,7 +121,7 @@ def _entries(
         key, file_name = image.get("id"), image.get("file_name")
         try:
             if not isinstance(file_name, str) or not file_name or not is_id(key) or key in entries:
-                raise DataError(f"image {key!r:.40} ({file_name!r:.80}) needs an id of its own and a file_name")
+                raise DataError(f"image {key!r:.40} ({file_name!r:.80}) needs an id of its own and a file_name; give it both")
             name = f"{folder.name}/{file_name}"
             width, height, _ = image_size(inside(root, name))
         except DataError as error:
@@ -133,11 +134,11 @@ def _entries(
     for a in document["annotations"]:
         what, box = f"{where}: annotation {a.get('id')!r:.40}", a.get("bbox")
         if not is_id(a.get("image_id")) or a["image_id"] not in known:
-            problems.append(f"{what}: image_id {a.get('image_id')!r:.40} is not in the file")
+            problems.append(f"{what}: image_id {a.get('image_id')!r:.40} is not in the file; correct it")
         elif not is_id(a.get("category_id")) or a["category_id"] not in names:
-            problems.append(f"{what}: category_id {a.get('category_id')!r:.40} is not in the file")
+            problems.append(f"{what}: category_id {a.get('category_id')!r:.40} is not in the file; correct it")
         elif not is_box(box):
-            problems.append(f"{what}: bbox {box!r:.80} is not four finite numbers [x, y, width, height]")
+            problems.append(f"{what}: bbox {box!r:.80} is not four finite numbers [x, y, width, height]; correct it")
         elif (entry := entries.get(a["image_id"])) is not None:
             corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
             size = entry.image["width"], entry.image["height"]

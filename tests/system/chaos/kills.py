@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument("--a-run", type=int, default=4, help="most kills of one run (default 4)")
     arguments.add_argument("--keep", type=Path, help="folder for what the runs leave, to be looked at")
     options = arguments.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is ended
     began, rows, standards = time.monotonic(), [], {}
     for kind in options.kind or KINDS:
         with _folder(options.keep, kind) as folder:
