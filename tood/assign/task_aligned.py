@@ -13,7 +13,7 @@ from tood.assign.tiles import everything, tiled, touching
 from tood.boxes import inside, pairwise_iou
 from tood.priors import STRIDES
 
-CHUNK = 1 << 23  # elements of the largest temporary (objects x points); bounds the memory whatever an image holds
+CHUNK = 1 << 23  # objects x points looked at together; bounds the memory whatever an image holds
 
 
 @torch.no_grad()

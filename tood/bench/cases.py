@@ -134,11 +134,14 @@ def inferences(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         return run
 
     model, many = _detector(sizes, device).eval(), _detector(sizes, device, PredictConfig(score_threshold=0.0)).eval()
+    wide = _detector(sizes, device).eval().to(memory_format=torch.channels_last)
     cases = [
         Case("fp32, no detection", detecting(model, False), 1.03),
         Case("fp32, many candidates", detecting(many, False), 1.10),
         Case("bf16, no detection", detecting(model, True), 1.03),
         Case("bf16, many candidates", detecting(many, True), 1.10),
+        Case("fp32, channels last", detecting(wide, False), 1.03),
+        Case("bf16, channels last", detecting(wide, True), 1.03),
     ]
     yield Group("infer", f"TOOD R-{sizes.depth}, 1 image of {sizes.detect}x{sizes.detect}", cases)
 
