@@ -1,5 +1,7 @@
 """The state of a training run: how it starts, what a checkpoint keeps of it, how it goes on from one to the bit."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +62,12 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
         model.to(memory_format=torch.channels_last)
     if recipe.train.fold_norms:
         model.backbone.fold_norms()
+    if recipe.train.compile:
+        if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise ConfigError(
+                "train.compile: needs a C++ compiler on a CPU, and there is no g++; install one, or set compile=false"
+            )
+        model.compile_dense()
     model.head.checkpointing = recipe.train.checkpointing
     ema = AveragedWeights(model, recipe.train.ema) if recipe.train.ema else None
     return Run(
