@@ -66,9 +66,7 @@ class DataConfig:
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
     cache: str = unhashed("")  # folder for decoded training images, so that later epochs need not decode them; "": none
     cache_gb: float = bounded(32.0, 0, 1e6, identity=False)  # of 1e9 bytes; images beyond it are decoded each time
-    buckets: int = bounded(
-        0, 0, 3, later=True
-    )  # n: training batches are padded to one of n sizes an orientation; 0: each to its own
+    buckets: int = bounded(0, 0, 3, later=True)  # n: training batches are padded to one of n sizes an orientation
     resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
 
     def check(self) -> None:
