@@ -19,9 +19,9 @@ from typing import Any, Literal, Union
 from tood.errors import ConfigError
 
 
-def bounded(default: float, low: float = -math.inf, high: float = math.inf, *, identity: bool = True) -> Any:
+def bounded(default: float, low: float = -math.inf, high: float = math.inf, *, identity: bool = True, later: bool = False) -> Any:
     """A number field restricted to [low, high]."""
-    return field(default=default, metadata={"low": low, "high": high, "identity": identity})
+    return field(default=default, metadata={"low": low, "high": high, "identity": identity, "later": later})
 
 
 def unhashed(default: Any) -> Any:
@@ -67,6 +67,7 @@ class DataConfig:
     workers: int = bounded(2, 0, 256, identity=False)  # loader processes a training worker
     cache: str = unhashed("")  # folder for decoded training images, so that later epochs need not decode them; "": none
     cache_gb: float = bounded(32.0, 0, 1e6, identity=False)  # of 1e9 bytes; images beyond it are decoded each time
+    buckets: int = bounded(0, 0, 3, later=True)  # n: training batches are padded to one of n sizes an orientation
     resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
 
     def check(self) -> None:
@@ -159,6 +160,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     fold_norms: bool = later(False)  # constant BatchNorm goes into the convolutions in fp32 too, as in bf16 and in evaluation
+    compile: bool = later(False)  # torch.compile of backbone, neck and head in training, once for each of data.buckets
     checkpointing: bool = unhashed(False)  # keep less for the backward pass and compute it again: slower, smaller, the same bits
     ema: float = bounded(0.0, 0, 0.999999)  # decay of the averaged weights; 0: off. Where on, they are evaluated
     evaluate_every: int = bounded(1, 1, 10_000)  # epochs between evaluations; the last epoch is always evaluated

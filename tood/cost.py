@@ -37,7 +37,7 @@ def count_cost(config: ModelConfig, *, classes: int = COCO_CLASSES, height: int 
     """Build the detector without memory and follow one image of height x width (multiples of 32) through it."""
     forget_priors()  # its tensors are real, and in here all must be without content ...
     try:
-        with FakeTensorMode(), torch.no_grad():
+        with FakeTensorMode(), torch.enable_grad():  # norms are counted for themselves, as the papers do, not inside convolutions
             detector = build_detector(config, classes).eval()
             features, backbone = _macs(lambda: detector.backbone(torch.empty(1, 3, height, width)))
             pyramid, neck = _macs(lambda: detector.neck(features))

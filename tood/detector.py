@@ -32,6 +32,7 @@ class Detector(nn.Module):
         # what the objective remembers from batch to batch; it is part of the state, so that a resumed run goes on as before
         memory = torch.zeros(objective.MEMORY) if hasattr(objective, "MEMORY") else None
         self.register_buffer("objective_memory", memory)
+        self._compiled = None  # `dense` in training, where it was compiled
 
     def forward(self, batch: Batch, epoch: int = 0):
         images = normalise(batch.images, batch.sizes, self.backbone.pixels)
@@ -44,9 +45,13 @@ class Detector(nn.Module):
         features = self.backbone(images)
         return self.head(self.neck(features), features[0])
 
+    def compile_dense(self) -> None:
+        """From now on losses come from a compiled `dense`: a whole graph for each shape of batch, of which there should be few."""
+        self._compiled = torch.compile(self.dense, dynamic=False, fullgraph=True)
+
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets, epoch: int) -> dict[str, Tensor]:
         """Scalars {"loss_cls", "loss_box", ...} whose sum is to be minimised; `epoch` decides the objective's phase."""
-        predictions = self.dense(images)
+        predictions = (self._compiled or self.dense)(images)
         memory = () if self.objective_memory is None else (self.objective_memory,)
         with torch.autocast(images.device.type, enabled=False):
             return self.objective.losses(predictions, targets, inside_image(predictions.priors, sizes), epoch, *memory)

@@ -31,6 +31,11 @@ class Recipe:
             raise ConfigError(
                 f"data.short_side_min: {self.data.short_side_min} is larger than data.short_side={self.data.short_side}; lower it"
             )
+        if self.train.compile and not self.data.buckets:
+            raise ConfigError(
+                "train.compile: every size of batch would be compiled, for minutes each; set data.buckets=2 for two sizes an "
+                "orientation, or compile=false"
+            )
         self._check_training_aids()
 
     def _check_training_aids(self) -> None:

@@ -4,6 +4,7 @@ Ranks differ in nothing that a checkpoint would have to keep for each: no random
 (seed, epoch, image), weights are equal, and DDP gives all ranks rank 0's BatchNorm statistics before each forward pass.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,12 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
         model.to(memory_format=torch.channels_last)
     if recipe.train.fold_norms:
         model.backbone.fold_norms()
+    if recipe.train.compile:
+        if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise ConfigError(
+                "train.compile: needs a C++ compiler on a CPU, and there is no g++; install one, or set compile=false"
+            )
+        model.compile_dense()
     model.head.checkpointing = recipe.train.checkpointing
     ema = AveragedWeights(model, recipe.train.ema) if recipe.train.ema else None
     return Run(

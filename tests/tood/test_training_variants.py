@@ -1,23 +1,26 @@
 """What training does with several passes a step, other classes, other precision and several processes."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.tiny import write_dataset
 from tests.tood.test_training import files
 from tests.tood.tiny_recipe import recipe, weights
-from tood import training
+from tood import run_state, training
 from tood.config import to_dict
 from tood.data.coco import read_split
 from tood.detectors import build_detector
-from tood.errors import CheckpointError
+from tood.errors import CheckpointError, ConfigError
 from tood.results import Detections
 from tood.training import train
 
@@ -117,6 +120,32 @@ def test_checkpointing_changes_no_bit_and_folded_norms_hardly_any(data, folder, 
         torch.testing.assert_close(folded[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
     peaks = [report.metrics["perf/memory_gb"] for report in reports]
     assert 0.05 < peaks[0] <= peaks[-1] < 50
+
+
+def test_compiling_compiles_once_a_shape_and_changes_no_bit_of_what_is_compiled(data, folder, monkeypatch):
+    """By dynamo's interpreter: what it captures is a whole graph, its counters say how many; inductor takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    for name, compiled in (("usual", False), ("compiled", True)):
+        config = recipe(data, epochs=2, milestones=[], evaluate_every=2)
+        options = {"data": replace(config.data, buckets=1), "train": replace(config.train, compile=compiled)}
+        train(replace(config, **options), folder / name)
+        assert counters["stats"].get("unique_graphs", 0) == compiled  # in two epochs and an evaluation
+    assert not counters["graph_break"]
+    usual, compiled = (weights(folder / name, epoch=2) for name in ("usual", "compiled"))
+    assert all(torch.equal(compiled[name], value) for name, value in usual.items())
+
+
+def test_compiling_needs_few_shapes_and_a_compiler(data, folder, monkeypatch):
+    with pytest.raises(ConfigError, match=r"train\.compile: every size of batch would be compiled.*data\.buckets=2"):
+        recipe(data, compile=True)
+    config = recipe(data)
+    config = replace(config, data=replace(config.data, buckets=1), train=replace(config.train, compile=True))
+    monkeypatch.setattr(run_state.shutil, "which", lambda _name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"train\.compile: needs a C\+\+ compiler"):
+        train(config, folder / "run")
 
 
 RANK = """

@@ -67,12 +67,14 @@ class Decoded(NamedTuple):
     images: Tensor  # u8 [B,3,h,w], in memory [B,h,w,3]; each in the top left corner, the rest is undefined
     shapes: tuple[tuple[int, int], ...]  # (height, width) of each
     sizes: tuple[tuple[int, int], ...]  # (height, width) that each is to have
+    canvas: tuple[int, int] | None  # (height, width) that all are padded to; None: as little as can be
     batch: Batch  # the rest, its images without content
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         images = self.images.to(device, non_blocking=non_blocking)
         parts = zip(images, self.shapes, self.sizes, strict=True)
-        stacked, _ = stack_images([resize(image[:, :height, :width], size) for image, (height, width), size in parts])
+        resized = [resize(image[:, :height, :width], size) for image, (height, width), size in parts]
+        stacked, _ = stack_images(resized, self.canvas)
         return self.batch.to(device, non_blocking)._replace(images=stacked)
 
 
@@ -95,10 +97,10 @@ def _statistics(device: torch.device, pixels: str) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """u8 images [3,h,w] of any sizes -> u8 [B,3,H,W], padded to a common multiple of 32, and their sizes i64 [B,2]."""
+def stack_images(images: Sequence[Tensor], canvas: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """u8 images [3,h,w] of any sizes -> u8 [B,3,H,W], padded to `canvas` or a common multiple of 32, and their sizes i64 [B,2]."""
     sizes = torch.tensor([image.shape[1:] for image in images])
-    stacked = _canvas(len(images), *_padded(*sizes.amax(0).tolist()), images[0].device)
+    stacked = _empty(len(images), *(canvas or _padded(*sizes.amax(0).tolist())), images[0].device)
     for i, image in enumerate(images):
         height, width = image.shape[1:]
         stacked[i, :, :height, :width] = image
@@ -107,16 +109,27 @@ def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return stacked, sizes
 
 
-def _canvas(count: int, height: int, width: int, device: torch.device) -> Tensor:
+def _empty(count: int, height: int, width: int, device: torch.device) -> Tensor:
     """u8 [count, 3, height, width], in memory [count, height, width, 3], not yet written to."""
     return torch.empty((count, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
 
 
-def collate(samples: list[Sample]) -> Batch | Decoded:
-    """Samples that are to be resized on the device come as a Decoded."""
+def buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
+    """(height, width) of what training batches are padded to, the smallest first: landscape, portrait, and both in one batch."""
+    short, long = sorted((config.short_side, config.long_side))
+    sides = {short + (long - short) * k / config.buckets for k in range(1, config.buckets + 1)}
+    landscape = {_padded(short, math.ceil(side)) for side in sides}
+    portrait = {(width, height) for height, width in landscape}
+    return tuple(sorted(landscape | portrait | {_padded(long, long)}, key=lambda shape: (math.prod(shape), shape)))
+
+
+def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = ()) -> Batch | Decoded:
+    """Samples that are to be resized on the device come as a Decoded. shapes_allowed: pad to the first of them that is enough."""
     shapes, sizes = tuple(tuple(s.image.shape[1:]) for s in samples), tuple(s.size for s in samples)
+    height, width = map(max, zip(*sizes, strict=True))
+    canvas = next(((h, w) for h, w in shapes_allowed if h >= height and w >= width), None)
     resized = shapes == sizes
-    images = stack_images([s.image for s in samples])[0] if resized else _canvas(len(samples), 0, 0, torch.device("cpu"))
+    images = _empty(len(samples), 0, 0, torch.device("cpu")) if not resized else stack_images([s.image for s in samples], canvas)[0]
     batch = Batch(
         images,
         torch.tensor(sizes),
@@ -127,10 +140,10 @@ def collate(samples: list[Sample]) -> Batch | Decoded:
     )
     if resized:
         return batch
-    stacked = _canvas(len(samples), *map(max, zip(*shapes, strict=True)), torch.device("cpu"))
+    stacked = _empty(len(samples), *map(max, zip(*shapes, strict=True)), torch.device("cpu"))
     for i, (sample, (height, width)) in enumerate(zip(samples, shapes, strict=True)):
         stacked[i, :, :height, :width] = sample.image
-    return Decoded(stacked, shapes, sizes, batch)
+    return Decoded(stacked, shapes, sizes, canvas, batch)
 
 
 # -- training: every image once an epoch, in `tood.data.sampler`'s order ---------------------------------------------
@@ -286,10 +299,12 @@ class _Batches(Dataset):
 
     def __init__(self, config: DataConfig, training: bool):
         self.config, self.training = config, training
+        self.shapes = buckets(config) if training and config.buckets else ()
 
     def __getitem__(self, orders: list[Order]) -> Batch | ToodError:
         try:
-            return collate([load_sample(order.record, self.config, training=self.training, **order.how) for order in orders])
+            samples = [load_sample(order.record, self.config, training=self.training, **order.how) for order in orders]
+            return collate(samples, self.shapes)
         except ToodError as error:
             return error
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tood.config import BackboneConfig, DataConfig, build
-from tood.data.batches import MEAN, PIXELS, STD, TrainLoader, TrainSampler, collate, eval_loader, normalise, stack_images
+from tood.data.batches import MEAN, PIXELS, STD, TrainLoader, TrainSampler, buckets, collate, eval_loader, normalise, stack_images
 from tood.data.coco import CocoData
 from tood.data.record import ImageRecord
 from tood.data.transforms import Sample
@@ -203,6 +203,25 @@ def test_images_resized_on_the_device_are_the_same_and_travel_as_decoded(data):
         assert there.images.permute(0, 2, 3, 1).is_contiguous()
         assert there.batch.images.numel() == 0
         assert same(here, there.to("cpu"))
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_buckets_pad_batches_to_a_few_shapes_and_change_nothing_else(data, where):
+    config = replace(CONFIG, long_side=320, short_side=64, short_side_min=40)
+    bucketed, found = TrainLoader(data, replace(config, buckets=2, resize=where), batch_size=2, seed=0), set()
+    assert buckets(replace(config, buckets=2)) == ((64, 192), (192, 64), (64, 320), (320, 64), (320, 320))
+    assert buckets(DataConfig(buckets=1)) == ((800, 1344), (1344, 800), (1344, 1344))
+    for epoch in range(3):
+        for tight, batch in zip(TrainLoader(data, config, batch_size=2, seed=0).epoch(epoch), bucketed.epoch(epoch), strict=True):
+            batch = batch.to("cpu")
+            height, width = tight.images.shape[2:]
+            found.add(tuple(batch.images.shape[2:]))
+            assert torch.equal(batch.images[:, :, :height, :width], tight.images)
+            assert batch.images.sum() == tight.images.sum()
+            assert same(batch._replace(images=tight.images), tight)
+    assert {(64, 192), (192, 64)} <= found <= set(buckets(replace(config, buckets=2)))
+    alone = eval_loader(data, replace(config, buckets=2), batch_size=4)
+    assert all(same(a, b) for a, b in zip(alone, eval_loader(data, config, batch_size=4), strict=True))
 
 
 def test_what_is_mixed_is_resized_by_the_loader():
