@@ -16,17 +16,16 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import TrackingError
 from pipeline.tracking import outbox as module
 from pipeline.tracking import runs as tracking
-from pipeline.tracking.access import connect, mlflow_client, resolve_uri
+from pipeline.tracking.access import connect, mlflow_client
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import Run
-from pipeline.tracking.spool import FOLDER, Journal, journals
+from pipeline.tracking.spool import Journal, journals
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    uri = resolve_uri("", tmp_path_factory.mktemp("runs"))
-    connect(uri)
-    return uri
+@pytest.fixture
+def uri(tracking_uri):
+    connect(tracking_uri)
+    return tracking_uri
 
 
 @pytest.fixture
@@ -215,7 +214,7 @@ def test_points_of_a_killed_process_are_sent_by_the_next(uri, client, run_id):
     done = subprocess.run([sys.executable, "-c", WORKER, uri, run_id], env=environment, timeout=60, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert rows(client, run_id) == [(0, 0.0)]
-    assert len(list((Path(uri.removeprefix("sqlite:///")).parent / FOLDER).iterdir())) == 1
+    assert len(journals(uri, run_id)) == 1
     resumed = Run.attach(uri, run_id)
     resumed.metrics({"a": 100.0}, 100)
     assert rows(client, run_id) == [(step, float(step)) for step in range(101)]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.system.chaos.summary import Row, table
+from tests.system.chaos.summary import Row, begin, table
 
 HERE = Path(__file__).parent
 
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(programs()):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(programs())}")
+    begin()
     rows, ended_well = [], True
     for name in options.names or programs():
         print(f"== {name}", flush=True)
@@ -43,11 +44,15 @@ def run(name: str, seed: int) -> tuple[int, dict]:
     command = [sys.executable, "-m", f"tests.system.chaos.{name}", "--seed", str(seed)]
     found: dict = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for text in process.stdout:
-            if text.startswith('{"chaos"'):
-                found = json.loads(text)
-            else:
-                print(text, end="", flush=True)
+        try:
+            for text in process.stdout:
+                if text.startswith('{"chaos"'):
+                    found = json.loads(text)
+                else:
+                    print(text, end="", flush=True)
+        except BaseException:  # ended by a person: so is the program, which then ends its servers
+            process.terminate()
+            raise
     return process.returncode, found
 
 

@@ -26,7 +26,7 @@ from pipeline.tracking.leftovers import deliver_left
 from pipeline.tracking.outbox import CALL_SECONDS
 from pipeline.tracking.runs import Run, experiment_id
 from pipeline.tracking.spool import journals
-from tests.system.chaos.summary import Row, conclude, parser
+from tests.system.chaos.summary import Row, begin, conclude, parser
 from tood.errors import ToodError
 
 KEYS = ("train/loss", "train/lr", "epoch")
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return drive(Path(options.folder), options.uri, options.name) or 0
     if options.role == "worker":
         return work(Path(options.folder), options.uri, options.steps) or 0
-    began, rng, rows = time.monotonic(), random.Random(options.seed), []
+    began, rng, rows = begin(), random.Random(options.seed), []
     kinds = [options.only] if options.only else OUTAGES
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_STATE_HOME"] = str(Path(name) / "state")
@@ -223,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 how, folder = kinds[number % len(kinds)], Path(name) / f"outage{number}"
                 folder.mkdir()
                 rows.append(_row(server, folder, how, options.seconds, rng))
+                print(f"{rows[-1].what}: {'survived' if rows[-1].survived else 'not survived'}, {rows[-1].remark}", flush=True)
         finally:
             server.stop()
     return conclude("mlflow_outage", rows, seed=options.seed, began=began)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.storage.opening import open_store
 from tests.servers import s3_server
-from tests.system.chaos.summary import Row, conclude, parser
+from tests.system.chaos.summary import Row, begin, conclude, parser
 
 KEY = "race/pointer.json"
 WRITERS = 8
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.writer:
         print(json.dumps(write(options.writer, options.count, options.seed)))
         return 0
-    began, rows = time.monotonic(), []
+    began, rows = begin(), []
     with tempfile.TemporaryDirectory() as name:
         if options.only != "s3":
             rows.append(race(f"{name}/store", options.count, options.seed, options.writers))

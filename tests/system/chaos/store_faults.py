@@ -11,7 +11,6 @@ import random
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,7 +31,7 @@ from pipeline.tracking.runs import experiment_id
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.servers import s3_server
 from tests.system.chaos.faulty import KINDS, Proxy
-from tests.system.chaos.summary import Row, conclude, parser
+from tests.system.chaos.summary import Row, begin, conclude, parser
 from tood.errors import ToodError
 
 NAME, RUN, BUCKET = "chaos", "run", "chaos"
@@ -136,7 +135,7 @@ def one(lab: Lab, kind: str, k: int, count: int) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser("store_faults", __doc__.partition("\n")[0], 0, "scenarios, drawn from all; 0 does them all")
     options = made.parse_args(argv)
-    began = time.monotonic()
+    began = begin()
     s3.READ_SECONDS, s3.ATTEMPTS = 1, 3
     lock.hold.__wrapped__.__kwdefaults__.update(lease=3.0, beat=1.0)  # a lock that a fault left behind ends soon
     with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:

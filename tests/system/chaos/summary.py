@@ -6,6 +6,9 @@ the same seed does the same harm. `python -m tests.system.chaos` runs them all, 
 
 import argparse
 import json
+import signal
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,10 +31,17 @@ def parser(name: str, does: str, count: int, counted: str) -> argparse.ArgumentP
     return made
 
 
+def begin() -> float:
+    """Now, by the monotonic clock; from here on SIGTERM ends the program by way of its `finally`s, which end its servers."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return time.monotonic()
+
+
 def conclude(name: str, rows: Sequence[Row], *, seed: int, began: float, **figures: float) -> int:
     """Print the table, then one JSON line. 0 where all survived and something was tried at all, else 1.
 
-    began: `time.monotonic()` of the start. figures: numbers worth keeping, for the JSON line alone.
+    began: what `begin` gave. figures: numbers worth keeping, for the JSON line alone.
     """
     survived = bool(rows) and all(row.tried > 0 and row.survived == row.tried for row in rows)
     print(table(rows), flush=True)

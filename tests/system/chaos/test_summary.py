@@ -1,9 +1,8 @@
 import json
-import time
 
 import pytest
 
-from tests.system.chaos.summary import Row, conclude
+from tests.system.chaos.summary import Row, begin, conclude
 
 
 @pytest.mark.parametrize(
@@ -16,7 +15,7 @@ from tests.system.chaos.summary import Row, conclude
     ],
 )
 def test_what_did_not_survive_is_an_exit_code(rows, code, capsys):
-    assert conclude("name", rows, seed=7, began=time.monotonic(), per_second=2.5) == code
+    assert conclude("name", rows, seed=7, began=begin(), per_second=2.5) == code
     *shown, line = capsys.readouterr().out.splitlines()
     values = json.loads(line)
     assert (values["chaos"], values["seed"], values["survived"], values["per_second"]) == ("name", 7, code == 0, 2.5)
