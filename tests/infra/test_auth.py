@@ -111,7 +111,7 @@ def test_the_local_stack_asks_for_token_and_password_and_tells_no_process_list(l
     local._start_ray(2, keys)
     by_name = {service.name: service for service in local.started}
     assert by_name.keys() == {"s3", "mlflow", "ray-head", "ray-node"}
-    assert ["--app-name", "basic-auth"] == by_name["mlflow"].command[by_name["mlflow"].command.index("--app-name") :][:2]
+    assert by_name["mlflow"].command[by_name["mlflow"].command.index("--app-name") :][:2] == ["--app-name", "basic-auth"]
     assert by_name["mlflow"].env["MLFLOW_AUTH_ADMIN_PASSWORD"] == keys["mlflow_password"]
     written = (tmp_path / "mlflow_auth.ini").read_text()
     assert "default_permission = NO_PERMISSIONS" in written
