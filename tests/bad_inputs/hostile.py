@@ -231,7 +231,7 @@ def _no_larger_than(size: int):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(ToodError, match="is larger than|no file of its manifest"):
+        with pytest.raises(ToodError, match=r"is larger than|no file of its manifest"):
             yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
