@@ -30,7 +30,7 @@ CASES = {
     "no experiment file": ("train {place}/none.yaml", "{place}/none.yaml: no such file"),
     "no such experiment": ("train dmo", "did you mean 'demo'?"),
     "tabs in YAML": ("train {place}/tabs.yaml", "{place}/tabs.yaml: is not valid YAML", "line 2"),
-    "python tag in YAML": ("train {place}/tagged.yaml", "tagged.yaml: is not valid YAML"),
+    "python tag in YAML": ("train {place}/tagged.yaml", "tagged.yaml: line 1: the tag"),
     "YAML list": ("train {place}/list.yaml", "list.yaml: expected a mapping of keys"),
     "ring of extends": ("train {place}/ring.yaml", "ring.yaml: extends itself by way of ring.yaml -> again.yaml"),
     "misspelt key": (f"{TRAIN} train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
