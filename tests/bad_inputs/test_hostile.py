@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_inputs.hostile import ATTACKS, PAYLOADS, Ground, springs
+from tests.bad_inputs.hostile import ATTACKS
+from tests.bad_inputs.hostile.ground import PAYLOADS, Ground, springs
 from tood.errors import ToodError
 
 

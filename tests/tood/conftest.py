@@ -1,10 +1,26 @@
-"""A model and a checkpoint as training saves them."""
+"""What tests of training and of checkpoints begin with."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.tiny import write_dataset
+
 # torch takes seconds to import, so the fixtures that need it do it.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Coloured squares."""
+    return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=8, val=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Emptied after its test: checkpoints are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -77,13 +76,6 @@ def test_the_reason_names_the_best_epoch_and_what_was_asked_for():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=4, val=1)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Emptied after its test: checkpoints are large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(autouse=True)

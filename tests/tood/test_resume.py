@@ -2,14 +2,12 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,17 +26,6 @@ from tood.run_state import newest_checkpoint, tidy
 from tood.training import train
 
 OPTIONS = {"epochs": 2, "milestones": [1], "batch_size": 2, "log_every": 3, "evaluate_every": 2}  # 4 steps an epoch
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=8, val=3)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    shutil.rmtree(tmp_path)
 
 
 def rows(reports: list) -> list[tuple]:

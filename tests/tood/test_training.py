@@ -9,25 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import write_dataset
 from tests.tood.tiny_recipe import recipe, weights
 from tood import training
 from tood.checkpoint import load_checkpoint, load_model, save_model
 from tood.config import AugmentConfig, to_dict
 from tood.errors import ConfigError, DataError
 from tood.training import DivergedError, train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=8, val=3)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Emptied after its test: checkpoints are large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
 
 
 def files(checkpoint: Path) -> dict[str, str]:

@@ -6,14 +6,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.tiny import write_dataset
 from tests.tood.test_training import files
 from tests.tood.tiny_recipe import recipe, weights
 from tood import run_state, training
@@ -23,18 +21,6 @@ from tood.detectors import build_detector
 from tood.errors import CheckpointError, ConfigError
 from tood.results import Detections
 from tood.training import train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("squares") / "data", train=8, val=3)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Emptied after its test: checkpoints are large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
 
 
 def test_accumulating_gives_what_one_pass_gives(data, folder):
