@@ -56,6 +56,8 @@ def work(job: dict) -> None:
     from pipeline import worker
     from pipeline.storage.folder import FolderStore
 
+    # Nodes that were started before the run do not have its environment; Ray's state lies at OUTPUT/RUN/ray.
+    os.environ.setdefault(LEDGER, str(Path(job["address"]["ray_storage"]).parents[2] / "ledger.jsonl"))
     record()
     upload, put_file = worker.upload_checkpoint, FolderStore.put_file
 
