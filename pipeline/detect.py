@@ -17,10 +17,10 @@ from tood.detector import Detector
 from tood.draw import draw_detections
 from tood.errors import CheckpointError, DataError
 from tood.evaluation import Figures, coco_figures
+from tood.inference import detect_all
 from tood.recipe import Recipe
 from tood.results import Detections, merge, results_from_predictions, write_results
 from tood.trained import detector_of, recipe_in
-from tood.training import detect_all
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

@@ -17,6 +17,7 @@ from tood.error_kinds import NOT_COUNTED, ErrorKinds, error_kinds, kinds_of
 from tood.evaluation import read_truth
 from tood.matching import FOUND_IOU, TOUCHING_IOU, Found, Matches, confusion_matrix, found_of, match, objects_of
 from tood.postprocess import detections
+from tood.precision import mixed_precision
 from tood.priors import inside_image
 from tood.recipe import Recipe
 from tood.results import Detections, merge, results_from_predictions
@@ -90,7 +91,7 @@ def run(
     batch_size = max(1, recipe.train.batch_size // recipe.train.accumulate)
     for batch in eval_loader(data, recipe.data, batch_size=batch_size):
         image_ids, batch = batch.image_ids.tolist(), batch.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        with mixed_precision(recipe.train.precision, device.type):
             predictions = dense_predictions(detector, batch.images, batch.sizes)
         answers = detections(predictions, batch.sizes, batch.scales, detector.predict_config, detector.objective.FUSION)
         found.append(results_from_predictions(batch.image_ids, answers, data.category_ids))

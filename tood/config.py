@@ -166,7 +166,7 @@ class TrainConfig:
     evaluate_every: int = bounded(1, 1, 10_000)  # epochs between evaluations; the last epoch is always evaluated
     early_stopping: EarlyStoppingConfig | None = later(None)
     log_every: int = bounded(20, 1, 100_000, identity=False)  # steps between progress lines
-    checkpoint_minutes: float = bounded(10, 0, 1e6, identity=False)  # between checkpoints within an epoch; 0: after epochs alone
+    checkpoint_minutes: float = bounded(10.0, 0, 1e6, identity=False)  # between checkpoints within an epoch; 0: after epochs alone
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import itertools
 import math
 import os
 import resource
@@ -18,23 +17,23 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tood.config import DataConfig, identity
-from tood.data.batches import TrainLoader, eval_loader, learnable
+from tood.data.batches import TrainLoader, learnable
 from tood.data.coco import CocoData, read_split
-from tood.detector import Detector
 from tood.early_stopping import after_epoch, reason
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
+from tood.inference import detect_all
 from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, StoppedError, sigterm_heeded
 from tood.optimisation import learning_rate, set_rate
+from tood.precision import mixed_precision
 from tood.progress import CheckpointReport, EpochReport, StepReport
 from tood.ranks import place, share_figure, share_statistics
 from tood.recipe import Recipe, read_recipe
-from tood.results import Detections, merge, results_from_predictions
 from tood.run_state import (
     Run,
     after_epoch_folder,
@@ -46,7 +45,6 @@ from tood.run_state import (
     val_metrics,
     within_epoch_folder,
 )
-from tood.views import View
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 
@@ -174,48 +172,6 @@ def check_pair(train_data: CocoData, val_data: CocoData, config: DataConfig) -> 
     learnable(train_data, config)
 
 
-def detect_all(
-    model: Detector,
-    data: CocoData,
-    recipe: Recipe,
-    device: torch.device,
-    weights: dict[str, Tensor] | None = None,
-    told_to_stop: Callable[[], bool] = lambda: False,
-) -> Detections | None:
-    """Detections of the whole data set, each rank on its share; merged on rank 0, None elsewhere.
-
-    `weights`: evaluate these instead of the model's own, which come back afterwards. `told_to_stop`: asked between
-    batches; StoppedError if so.
-    """
-    rank, world = place()
-    own = None
-    if weights is not None:
-        own = {name: t.detach().clone() for name, t in model.state_dict().items()}
-        model.load_state_dict(weights)
-    was_training = model.training
-    model.eval()
-    batch_size = max(1, recipe.train.batch_size // world // recipe.train.accumulate)
-    found, scales = [], recipe.predict.tta.scales
-    batches = iter(eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world, scales=scales))
-    try:
-        with torch.no_grad(), _precision(recipe, device):
-            while same_images := list(itertools.islice(batches, len(scales))):
-                views = [View(*(t.to(device, non_blocking=True) for t in (b.images, b.sizes, b.scales))) for b in same_images]
-                found.append(results_from_predictions(same_images[0].image_ids, model.detect_views(views), data.category_ids))
-                if told_to_stop():
-                    raise StoppedError("stopped as told, while evaluating")
-    finally:
-        model.train(was_training)
-        if own is not None:
-            model.load_state_dict(own)
-    mine = merge(found)
-    if world == 1:
-        return mine
-    gathered: list[Detections] | None = [mine] * world if rank == 0 else None
-    dist.gather_object(mine, gathered)
-    return merge(gathered) if rank == 0 else None
-
-
 def _train_epoch(
     run: Run,
     model: nn.Module,
@@ -238,7 +194,7 @@ def _train_epoch(
             batch = next(batches).to(run.device, non_blocking=True)
             wait = contextlib.nullcontext() if j == micro - 1 or model is run.model else model.no_sync()
             with wait:
-                with _precision(run.recipe, run.device):
+                with mixed_precision(run.recipe.train.precision, run.device.type):
                     losses = model(batch, epoch)
                 (sum(losses.values()) / micro).backward()
             for name, value in losses.items():
@@ -295,10 +251,6 @@ def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> Trai
             f"evenly by {world} workers; use a multiple of {world * config.accumulate}"
         )
     return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, epochs=config.epochs, rank=rank, world=world)
-
-
-def _precision(recipe: Recipe, device: torch.device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
 
 
 def _make_deterministic(seed: int) -> None:

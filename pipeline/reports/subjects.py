@@ -20,8 +20,8 @@ from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, DETECTIONS, IDENTI
 from tood.config import DataConfig, build
 from tood.data.coco import CocoData, read_split
 from tood.errors import DataError
+from tood.inference import detect_all
 from tood.results import Detections, read_results
-from tood.training import detect_all
 
 FORMS = (
     "models:/NAME@alias, a model folder, a file of detections, an MLflow run's id, SWEEP/TRIAL, a configuration's hash, "

@@ -16,7 +16,7 @@ from pipeline.storage.opening import open_store
 from pipeline.worker import Address, Progress
 from tests.tiny import write_dataset, write_experiment
 from tests.tood.test_resume import stop_after
-from tests.tood.test_training import files
+from tests.tood.tiny_recipe import files
 from tood.interruption import StoppedError
 
 

@@ -20,9 +20,9 @@ from tood.data.transforms import load_sample
 from tood.detectors import DETECTORS, ModelConfig, build_detector
 from tood.error_kinds import KINDS
 from tood.evaluation import coco_figures
+from tood.inference import detect_all
 from tood.priors import inside_image
 from tood.task_alignment import confidence
-from tood.training import detect_all
 
 THRESHOLD = 0.011  # fresh weights say 0.01 of everything
 

@@ -81,7 +81,8 @@ def test_another_implementation_of_tide_agrees(seed, tmp_path):
     from hotcoco import COCO, COCOeval
 
     data, found = confusing_set(seed)
-    data["annotations"] = [a for a in data["annotations"] if not a["iscrowd"]]  # its counts include what crowds hide
+    alone = [a for a in data["annotations"] if not a.get("iscrowd")]  # its counts include what crowds hide
+    data["annotations"] = [{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} | a for a in alone]
     _, errors, _ = analysed(tmp_path, data, found)
     truth = COCO({"info": {}, **data, "annotations": [{**a, "id": a["id"] + 1} for a in data["annotations"]]})
     rows = np.column_stack([found.image_ids, found.boxes, found.scores, found.category_ids]).astype(np.float64)

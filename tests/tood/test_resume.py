@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import write_dataset
-from tests.tood.test_training import files
-from tests.tood.tiny_recipe import recipe
+from tests.tood.tiny_recipe import files, recipe
 from tood import training
 from tood.checkpoint import load_checkpoint
 from tood.config import to_dict

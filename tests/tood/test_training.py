@@ -1,27 +1,18 @@
 """Training, small and real: the same bits again, on from a checkpoint; what is refused and what ends a run."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.tood.tiny_recipe import recipe, weights
+from tests.tood.tiny_recipe import files, recipe, weights
 from tood import training
 from tood.checkpoint import load_checkpoint, load_model, save_model
 from tood.config import AugmentConfig, to_dict
 from tood.errors import ConfigError, DataError
 from tood.training import DivergedError, train
-
-
-def files(checkpoint: Path) -> dict[str, str]:
-    return {
-        name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
-        for name in ("model/model.safetensors", "training.safetensors")
-    }
 
 
 @pytest.mark.parametrize(("ema", "epochs"), [(0.0, 4), (0.9, 2)], ids=["plain", "averaged"])

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.tood.test_training import files
-from tests.tood.tiny_recipe import recipe, weights
+from tests.tood.tiny_recipe import files, recipe, weights
 from tood import run_state, training
 from tood.config import to_dict
 from tood.data.coco import read_split
 from tood.detectors import build_detector
 from tood.errors import CheckpointError, ConfigError
+from tood.inference import detect_all
 from tood.results import Detections
-from tood.training import train
+from tood.training import read_data, train
 
 
 def test_accumulating_gives_what_one_pass_gives(data, folder):
@@ -80,7 +80,7 @@ def test_options_of_speed_change_how_it_computes_and_hardly_what(data, folder, m
     features, layout = [], {"memory_format": torch.channels_last}
     for run in runs:
         run.model.backbone.register_forward_hook(lambda module, inputs, outputs: features.append(outputs[0]))
-        training.detect_all(run.model, training.read_data(config.data)[1], run.recipe, torch.device("cpu"))
+        detect_all(run.model, read_data(config.data)[1], run.recipe, torch.device("cpu"))
     usual, changed = features[0], features[-1]
     assert (usual.dtype, usual.is_contiguous(**layout)) == (torch.float32, False)
     if option == "precision":
@@ -194,7 +194,7 @@ def test_two_ranks_hold_the_same_weights_and_share_an_evaluation(data, folder):
     _assert_same_detections(first["fixed"]["found"], reports[0].detections)
     model = build_detector(moving.model, 3, moving.predict)
     model.load_state_dict(weights(folder / "moving"))
-    alone = training.detect_all(model, read_split(moving.data, "val"), moving, torch.device("cpu"))
+    alone = detect_all(model, read_split(moving.data, "val"), moving, torch.device("cpu"))
     _assert_same_detections(first["moving"]["found"], alone)
 
 

@@ -16,9 +16,9 @@ from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.errors import ConfigError
 from tood.export.program import ExportedDetector
+from tood.inference import detect_all
 from tood.postprocess import detections, found_in_view, merged
 from tood.recipe import Recipe
-from tood.training import detect_all
 from tood.views import View, mirror, views_of, with_mirrored
 
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """The smallest recipe that trains: a slim detector on the coloured squares of `tests.tiny`."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -31,3 +32,11 @@ def recipe(data: Path, init: str = "none", norm_eval: bool = False, flip: float 
 def weights(folder: Path, epoch: int = 1) -> dict[str, torch.Tensor]:
     """Those of a checkpoint that training wrote to `folder`."""
     return load_model(folder / f"epoch_{epoch:04d}").weights
+
+
+def files(checkpoint: Path) -> dict[str, str]:
+    """The sha256 of all that a checkpoint keeps."""
+    return {
+        name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+        for name in ("model/model.safetensors", "training.safetensors")
+    }

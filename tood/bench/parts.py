@@ -16,6 +16,7 @@ from tood.detector import Detector
 from tood.errors import ConfigError
 from tood.optimisation import set_rate
 from tood.postprocess import detections
+from tood.precision import mixed_precision
 from tood.predictions import Predictions, detached
 from tood.priors import inside_image
 from tood.recipe import Recipe
@@ -65,7 +66,7 @@ def step(model: Detector, optimizer: torch.optim.Optimizer, batch: Batch, config
     set_rate(optimizer, 0.0)
 
     def run() -> None:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with mixed_precision(config.precision, batch.images.device.type):
             found = model(batch, epoch)
         sum(found.values()).backward()
         if config.clip_norm:
