@@ -75,6 +75,6 @@ def test_no_canary_is_left_by_a_training_here_and_one_on_a_cluster(head, short):
         "job records": json.dumps(str(jobs)).encode(),
     }
     for folder in (session, short):
-        logs = [name for name in written if name.startswith(f"{folder}/session_") and "/logs/" in name]
+        logs = [name for name in written if name.startswith(f"{folder}/") and "/session_" in name and "/logs/" in name]
         assert len(logs) > 10, "Ray's session is not where it was looked for"
     assert search(written, all_canaries().values()) == []
