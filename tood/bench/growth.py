@@ -43,6 +43,7 @@ def growth_of(what: str, over: str, sizes: Sequence[int], times: Sequence[Sequen
 def draw(found: Sequence[Growth], path: Path) -> None:
     """A picture with a field for each thing that grows, both axes logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     kinds = list(dict.fromkeys(growth.over for growth in found))
     figure = Figure(figsize=(5 * len(kinds), 4), layout="constrained")
@@ -51,7 +52,12 @@ def draw(found: Sequence[Growth], path: Path) -> None:
             if growth.over == over:
                 axes.loglog(growth.sizes, [1000 * s for s in growth.seconds], "o-", label=f"{growth.what}: {growth.exponent:.2f}")
         axes.set(xlabel=over, ylabel="ms")
-        axes.legend(title="exponent")
+        axes.legend(title="exponent", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        axes.set_xticks(sorted({size for growth in found if growth.over == over for size in growth.sizes}))
         axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
