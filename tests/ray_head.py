@@ -15,7 +15,9 @@ from pathlib import Path
 
 import psutil
 import requests
+import yaml
 
+from pipeline.jobs.package import pack
 from tests.servers import free_ports
 
 START_SECONDS = 120
@@ -58,17 +60,34 @@ def ray_head(folder: Path, cpus: int = 4, env: Mapping[str, str] | None = None) 
         _wait(head, process, folder / "ray.log")
         yield head
     finally:
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             process.send_signal(signal.SIGTERM)
             process.wait(20)
-        for each in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        process.wait()
+        end_session(process)
         shutil.rmtree(short, ignore_errors=True)
+
+
+def end_session(process: subprocess.Popen) -> None:
+    """Kill what leads a session of its own, and all that belongs to it, whoever their parents are by now."""
+    for each in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(each) == process.pid:
+                os.kill(each, signal.SIGKILL)
+    process.wait()
+
+
+def write_clusters(head: Head, **more: object) -> None:
+    """cluster.yaml beside the token, with the cluster `here`. more: further keys of its entry."""
+    # Code that git does not know yet does not travel; a checkout that has some runs what is installed, which is itself.
+    code = "installed" if pack(True, {}).left_out else "carry"
+    entry = {
+        "jobs": head.jobs,
+        "token": {"file": "ray_token"},
+        "python": sys.executable,
+        "code": code,
+        "folder": f"{head.folder}/lab",
+    }
+    (head.folder / "cluster.yaml").write_text(yaml.safe_dump({"clusters": {"here": entry | more}}))
 
 
 def _wait(head: Head, process: subprocess.Popen, log: Path) -> None:

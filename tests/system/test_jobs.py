@@ -12,9 +12,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.jobs.package import pack
 from pipeline.jobs.server import JobServer
-from tests.ray_head import Head, ray_head
+from tests.ray_head import Head, ray_head, write_clusters
 from tests.tiny import write_experiment
 
 pytestmark = pytest.mark.system
@@ -33,12 +32,7 @@ PATIENCE = 500
 def head(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
     with ray_head(folder) as started:
-        # Code that git does not know yet does not travel; a checkout that has some runs what is installed, which is itself.
-        code = "installed" if pack(True, {}).left_out else "carry"
-        (folder / "cluster.yaml").write_text(
-            f"clusters:\n  here:\n    jobs: {started.jobs}\n    token: {{file: ray_token}}\n    python: {sys.executable}\n"
-            f"    code: {code}\n    folder: {folder}/lab\n    environment: {{AWS_DEFAULT_REGION: eu-north-1}}\n"
-        )
+        write_clusters(started, environment={"AWS_DEFAULT_REGION": "eu-north-1"})
         write_experiment(folder, SWEEP)
         yield started
 

@@ -12,10 +12,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.jobs.package import pack
 from pipeline.jobs.server import JobServer
 from tests.bad_inputs.canaries import VARIABLES, all_canaries, canary, contents, search
-from tests.ray_head import Head, ray_head
+from tests.ray_head import Head, ray_head, write_clusters
 from tests.tiny import write_experiment
 
 pytestmark = pytest.mark.system
@@ -27,11 +26,7 @@ PATIENCE = 500
 def head(tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     with ray_head(folder) as started:
-        code = "installed" if pack(True, {}).left_out else "carry"
-        (folder / "cluster.yaml").write_text(
-            f"clusters:\n  here:\n    jobs: {started.jobs}\n    token: {{file: ray_token}}\n    python: {sys.executable}\n"
-            f"    code: {code}\n    folder: {folder}/lab\n    secrets: {{HF_TOKEN: {{file: lab_token}}}}\n"
-        )
+        write_clusters(started, secrets={"HF_TOKEN": {"file": "lab_token"}})
         (folder / "lab_token").write_text(canary("lab_token"))
         write_experiment(folder)
         yield started

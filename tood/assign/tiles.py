@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-TILE = 16  # points
+TILE = 16  # points; a power of two
 
 
 class Pairs(NamedTuple):
@@ -56,8 +56,7 @@ def _touch(a: Tensor, b: Tensor) -> Tensor:
 def _hulls(tiles: Tensor) -> Tensor:
     """The box around each tile's boxes: [..., T, 4, TILE] -> [..., T, 4]. What is no number does not count."""
     low, high = tiles[..., :2, :], tiles[..., 2:, :]
-    hull = torch.cat([low.amin(-1), high.amax(-1)], dim=-1)
-    if hull.isnan().any():
-        low, high = low.masked_fill(low.isnan(), torch.inf), high.masked_fill(high.isnan(), -torch.inf)
-        hull = torch.cat([low.amin(-1), high.amax(-1)], dim=-1)
-    return hull
+    while low.shape[-1] > 1:  # by halves, since amin and amax would let one NaN hide all others
+        half = low.shape[-1] // 2
+        low, high = torch.fmin(low[..., :half], low[..., half:]), torch.fmax(high[..., :half], high[..., half:])
+    return torch.cat([low, high], dim=-2).squeeze(-1)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.registry.models import publish, pull
 from pipeline.storage.checkpoints import fetch, latest, pointer_key, upload_checkpoint
 from pipeline.storage.folder import FolderStore
 from pipeline.tracking.runs import experiment_id
-from tests.system.chaos.summary import Row, conclude, parser
+from tests.system.chaos.summary import Row, begin, conclude, parser
 from tests.tiny import write_experiment
 from tests.tood.checkpoints import INFO, STATE, training, weights
 from tood.checkpoint import MANIFEST, load_checkpoint, load_model, save_checkpoint, save_model
@@ -162,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--resumes", type=int, default=10, help="flips through `tood train --resume` (default 10)")
     made.add_argument("--without", action="append", default=[], choices=SHARES, help="leave this function out")
     options = made.parse_args(argv)
-    began, rows = time.monotonic(), []
+    began, rows = begin(), []
     with tempfile.TemporaryDirectory() as name:
         kept = Kept(Path(name))
         if options.pulls or "pull" not in options.without:

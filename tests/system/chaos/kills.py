@@ -31,7 +31,7 @@ import psutil
 
 from tests.system.chaos.ledger import Account, account, faults_of, read
 from tests.system.chaos.recorded import PAUSE
-from tests.system.chaos.summary import Row, conclude, parser, table
+from tests.system.chaos.summary import Row, begin, conclude, parser, table
 from tests.tiny import write_experiment
 
 IMAGES, STEPS = 16, 4  # of the tiny data set, four images a step
@@ -170,8 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument("--a-run", type=int, default=4, help="most kills of one run (default 4)")
     arguments.add_argument("--keep", type=Path, help="folder for what the runs leave, to be looked at")
     options = arguments.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is ended
-    began, rows, standards = time.monotonic(), [], {}
+    began, rows, standards = begin(), [], {}
     for kind in options.kind or KINDS:
         with _folder(options.keep, kind) as folder:
             lab = Lab(folder, kind, random.Random(f"{options.seed} {kind}"))

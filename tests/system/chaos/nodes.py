@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.ray_head import ray_head
+from tests.ray_head import end_session, ray_head
 from tests.servers import free_ports
 from tests.system.chaos.ledger import read
 
@@ -65,8 +65,4 @@ class TwoNodes:
         self._end_node()
 
     def _end_node(self) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in [*psutil.Process(self.node.pid).children(recursive=True), self.node]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-        self.node.wait()
+        end_session(self.node)
