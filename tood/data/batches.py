@@ -271,7 +271,7 @@ class Loader:
             # documentation forbids it. A fork server is a clean process, and imports torch once for all its children.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
-            options = {"multiprocessing_context": context, "worker_init_fn": _end_with_parent, "persistent_workers": True}
+            options = {"multiprocessing_context": context, "worker_init_fn": _obey_the_trainer, "persistent_workers": True}
         self._loader = DataLoader(
             _Batches(config, training),
             sampler=self.work,
@@ -320,19 +320,28 @@ def _raise_errors(batches: Iterator[Batch | ToodError]) -> Iterator[Batch]:
         yield batch
 
 
-def _end_with_parent(_worker: int) -> None:
-    """Let this loader process end when the trainer is killed.
+def _obey_the_trainer(_worker: int) -> None:
+    """Let this loader process end when the trainer is killed, or asks for it; and at nobody else's word.
 
     DataLoader's own watch looks at the parent's process id, which is the fork server's here: that one lives as long as
-    its children, so that both would stay for ever.
+    its children, so that both would stay for ever. A SIGTERM to the whole process group is the trainer's to heed, which
+    still needs its batches; one from the trainer is how Python ends loader processes that are left when it exits.
     """
+    trainer = multiprocessing.parent_process()
 
-    def watch() -> None:
-        multiprocessing.parent_process().join()
+    def watch_its_life() -> None:
+        trainer.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one to the whole group is the trainer's to heed, which needs its batches
+    def wait_for_its_word() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where any SIGTERM ends this process
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # here and in the threads begun from here on
+        threading.Thread(target=wait_for_its_word, daemon=True).start()
+    threading.Thread(target=watch_its_life, daemon=True).start()
 
 
 def _padded(height: int, width: int) -> tuple[int, int]:

@@ -264,7 +264,7 @@ def test_loader_processes_give_the_same_batches_and_show_errors(data):
 
 
 TRAINER = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 import numpy as np
@@ -279,13 +279,17 @@ if __name__ == "__main__":
     loader = TrainLoader(data, DataConfig(long_side=64, short_side=48, workers=1), batch_size=1, seed=0)
     next(loader.epoch(0))
     children = {p for p in os.listdir("/proc") if p.isdigit() and os.getsid(int(p)) == os.getpid()} - {str(os.getpid())}
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     print(*children, flush=True)
     sys.stdin.read()
+    next(loader.epoch(1))  # and away, with the loader open
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-def test_loader_processes_end_when_the_trainer_is_killed(data, tmp_path):
+@pytest.mark.parametrize("end", ["killed", "told to stop", "done"])
+def test_loader_processes_end_with_the_trainer_and_not_before(data, tmp_path, end):
+    """It may be killed, exit with its loader open, or do so in its own time after a SIGTERM to its process group."""
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
     trainer = subprocess.Popen(
@@ -296,15 +300,21 @@ def test_loader_processes_end_when_the_trainer_is_killed(data, tmp_path):
     try:
         children = [int(child) for child in trainer.stdout.readline().split()]
         assert len(children) >= 2  # the fork server and the loader process
-        os.kill(trainer.pid, signal.SIGKILL)
-        trainer.wait()
+        if end == "killed":
+            os.kill(trainer.pid, signal.SIGKILL)
+        else:
+            if end == "told to stop":
+                os.killpg(trainer.pid, signal.SIGTERM)
+            trainer.stdin.close()
+        assert trainer.wait(30) == (-signal.SIGKILL if end == "killed" else 0)
         deadline = time.monotonic() + 30
         while any(_runs(child) for child in children):
             assert time.monotonic() < deadline, "loader processes outlive their trainer"
             time.sleep(0.05)
     finally:
-        trainer.kill()
-        trainer.communicate()
+        os.killpg(trainer.pid, signal.SIGKILL)
+        trainer.stdout.close()
+        trainer.wait()
 
 
 def _runs(process: int) -> bool:
