@@ -38,8 +38,9 @@ stack-down: install
 bench: install
 	$(BIN)/tood bench all --plot $(RUNS)/bench/growth.png
 
+# Side by side, a file's tests in one process: what they share is made once, and one process alone starts Ray.
 test: install
-	$(TEST) -m "not system" tests
+	$(TEST) -m "not system" --numprocesses logical --maxprocesses 4 --dist loadfile tests
 
 test-system: install
 	$(TEST) -m system tests
