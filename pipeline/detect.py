@@ -12,7 +12,7 @@ from pipeline.registry.models import pull, resolve
 from tood.checkpoint import Model, load_model
 from tood.config import build, to_dict
 from tood.data.coco import CocoData, read_split
-from tood.data.transforms import decode
+from tood.data.decoding import decode
 from tood.detector import Detector
 from tood.draw import draw_detections
 from tood.errors import CheckpointError, DataError

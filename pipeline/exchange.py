@@ -20,7 +20,8 @@ from tood.checkpoint import ModelInfo, save_model
 from tood.config import config_hash, identity
 from tood.data.coco import read_split
 from tood.data.coco_classes import category_ids
-from tood.data.transforms import decode, resize, resize_shape
+from tood.data.decoding import decode
+from tood.data.transforms import resize, resize_shape
 from tood.errors import CheckpointError, ConfigError, DataError, ToodError
 from tood.export.files import FORMATS, Deviation, export_detector, fit, sample_images
 from tood.mmdet.conversion import class_names, describe, mmdet_weights, our_weights

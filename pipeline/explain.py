@@ -15,8 +15,9 @@ from pipeline.plots.explanation import explanation_picture
 from pipeline.tracking.log_to import log_to
 from tood.checkpoint import Model
 from tood.data.coco import read_split
+from tood.data.decoding import decode
 from tood.data.record import ImageRecord
-from tood.data.transforms import decode, load_sample, resize, resize_shape
+from tood.data.transforms import load_sample, resize, resize_shape
 from tood.detector import Detector
 from tood.errors import DataError
 from tood.explanation import BestPoint, Explanation, explain

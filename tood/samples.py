@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from tood.data.coco import CocoData
-from tood.data.transforms import decode
+from tood.data.decoding import decode
 from tood.draw import contact_sheet, draw_detections
 from tood.results import Detections
 

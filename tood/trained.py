@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tood.checkpoint import Model, ModelInfo, load_into, load_model
-from tood.data.transforms import decode
+from tood.data.decoding import decode
 from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.errors import CheckpointError, ConfigError

@@ -33,7 +33,7 @@ class ServedDetector:
 
         A string is base64 and never a path, so that nobody can make a server open its own files. params: `threshold`.
         """
-        from tood.data.transforms import decode
+        from tood.data.decoding import decode
 
         values: list[Any] = []
         for cell in model_input[COLUMN]:  # MLflow makes one cell of {"image": [a, b]}

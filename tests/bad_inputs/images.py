@@ -28,7 +28,7 @@ def png(width: int, height: int, rows: bytes, *chunks: bytes) -> bytes:
 
 def image(what: str, name: str, make: Callable[[], bytes], says: str = "cannot be decoded", through_command: bool = False) -> Case:
     def load(place: Place):
-        from tood.data.transforms import decode
+        from tood.data.decoding import decode
 
         return decode(place.folder / name)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.parity.case import Case
 from tood.data.batches import normalise, stack_images
-from tood.data.transforms import decode, flip_boxes, resize, resize_boxes, resize_shape
+from tood.data.decoding import decode
+from tood.data.transforms import flip_boxes, resize, resize_boxes, resize_shape
 
 GREY_LEVELS = 2.0  # allowed of a pixel
 MEAN_LEVELS = 1.0  # of a mean: OpenCV cuts fractions off where ours are rounded

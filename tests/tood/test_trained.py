@@ -9,7 +9,7 @@ import torch
 
 from tests.pipeline.publisher import save_tiny_model
 from tood import load
-from tood.data.transforms import decode
+from tood.data.decoding import decode
 from tood.errors import CheckpointError
 
 

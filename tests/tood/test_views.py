@@ -11,7 +11,8 @@ from tests.tood.tiny_recipe import recipe
 from tood.config import PredictConfig, TTAConfig
 from tood.data.batches import eval_loader, normalise, stack_images
 from tood.data.coco import read_split
-from tood.data.transforms import decode, flip_boxes, resize, resize_shape
+from tood.data.decoding import decode
+from tood.data.transforms import flip_boxes, resize, resize_shape
 from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.errors import ConfigError

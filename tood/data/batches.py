@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
+from tood.data import decoding
 from tood.data.cache import with_cache
 from tood.data.coco import CocoData
 from tood.data.mixing import ALONE, Pairing, Partners
@@ -178,7 +179,7 @@ class TrainLoader:
         self.mixing_ends = math.inf if epochs is None else epochs - config.augment.last_epochs_off
         landscape = np.array([r.width >= r.height for r in self.images])
         self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)
-        self._loader = Loader(config, training=True)
+        self._loader = Loader(config, self.images, training=True)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -228,7 +229,7 @@ def eval_loader(
     The last batch of a size may be smaller, and a rank may get a batch less than another (or none at all).
     scales: times the configuration's sides; each batch comes once for each of them, one after the other.
     """
-    loader = Loader(config, training=False)
+    loader = Loader(config, data.images, training=False)
     bounds = [(config.long_side * scale, config.short_side * scale) for scale in scales]
     padded = {r.image_id: [_padded(*resize_shape(r.height, r.width, *sides)) for sides in bounds] for r in data.images}
     by_size = sorted(data.images, key=lambda r: (-sum(map(math.prod, padded[r.image_id])), padded[r.image_id], r.image_id))
@@ -263,14 +264,15 @@ class Loader:
     They get each batch's records with its order, not a copy of the data set, so that their memory stays flat.
     """
 
-    def __init__(self, config: DataConfig, *, training: bool):
+    def __init__(self, config: DataConfig, images: Sequence[ImageRecord], *, training: bool):
+        """images: what there may be work on."""
         self.work: list[list[Order]] = []  # batches
         options = {}
         if config.workers:
             # Not fork: the trainer has threads (gloo, Ray, MLflow), whose locks a forked child would inherit held; Ray's
-            # documentation forbids it. A fork server is a clean process, and imports torch once for all its children.
+            # documentation forbids it. A fork server is a clean process, and imports the libraries once for all its children.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
+            context.set_forkserver_preload([__name__, *decoding.modules(record.path for record in images)])
             options = {"multiprocessing_context": context, "worker_init_fn": _obey_the_trainer, "persistent_workers": True}
         self._loader = DataLoader(
             _Batches(config, training),

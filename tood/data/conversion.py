@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from tood.atomic import write_file
-from tood.data.transforms import FORMATS
+from tood.data.decoding import FORMATS
 from tood.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

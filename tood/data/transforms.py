@@ -1,24 +1,20 @@
 """From a file to a sample: decode, resize with the ratio kept, mix with others, flip. Boxes are (x1, y1, x2, y2) in pixels."""
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tood.boxes import clip
 from tood.config import DataConfig
 from tood.data import cache
+from tood.data.decoding import decode
 from tood.data.mixing import ALONE, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.data.record import ImageRecord
 from tood.errors import DataError
-
-MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows more, some run other programs
 
 
 class Sample(NamedTuple):
@@ -112,32 +108,6 @@ def decode_record(record: ImageRecord) -> Tensor:
     if record.cache is not None:
         cache.keep(record, image)
     return image
-
-
-def decode(path: Path) -> Tensor:
-    """An image file as u8 [3,H,W] RGB, in memory [H,W,3]. Grey, CMYK, palette and 16-bit images are converted.
-
-    The pixels are taken as stored: COCO's boxes refer to them, so an EXIF orientation is not applied.
-    By Pillow: torchvision's decoder gives the same pixels a fifth sooner, but is deprecated, and importing it costs each
-    loader process seconds. Raises DataError for files that are missing, broken, truncated or of more than MAX_PIXELS.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as picture:  # reads the header alone
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy an RGB image too
-            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    except Image.DecompressionBombError:
-        problem = f"more than {MAX_PIXELS // 10**6} million pixels"
-    except UnidentifiedImageError:
-        problem = f"not an image ({', '.join(FORMATS)})"
-    except FileNotFoundError:
-        problem = "no such file"
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bad data
-        problem = f"cannot be decoded: {error}"
-    raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
 
 
 def resize_shape(height: int, width: int, long_side: float, short_side: float) -> tuple[int, int]:

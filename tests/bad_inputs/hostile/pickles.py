@@ -62,7 +62,7 @@ def _as_other_files(ground: Ground) -> None:
     from pipeline.config import load_values
     from pipeline.jobs.profiles import find_cluster
     from tood.data.coco import read_coco
-    from tood.data.transforms import decode
+    from tood.data.decoding import decode
     from tood.recipe import read_recipe
     from tood.results import read_results
 

@@ -22,7 +22,7 @@ from pipeline.registry.serving import ServedDetector, describing_files
 from pipeline.storage.folder import FolderStore
 from tests.pipeline.checkpoints import write_manifest
 from tood import load
-from tood.data.transforms import decode
+from tood.data.decoding import decode
 from tood.errors import DataError
 
 

@@ -13,7 +13,7 @@ import pytest
 from tood.config import DataConfig
 from tood.data import digits
 from tood.data.coco import check_images, read_split
-from tood.data.transforms import decode
+from tood.data.decoding import decode
 from tood.errors import DataError
 
 

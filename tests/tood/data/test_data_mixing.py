@@ -12,9 +12,10 @@ from PIL import Image
 from tood.config import AugmentConfig, DataConfig
 from tood.data.batches import Batch, TrainLoader
 from tood.data.coco import CocoData
+from tood.data.decoding import decode
 from tood.data.mixing import FILL, Pairing, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.data.record import ImageRecord
-from tood.data.transforms import decode, flip_boxes, load_sample, resize
+from tood.data.transforms import flip_boxes, load_sample, resize
 
 SIDES = {"long_side": 64, "short_side": 48}
 MIXED = AugmentConfig(mosaic=0.6, mixup=0.5)

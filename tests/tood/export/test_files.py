@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tood.config import PredictConfig, build
-from tood.data.transforms import decode, resize
+from tood.data.decoding import decode
+from tood.data.transforms import resize
 from tood.detector import Detector
 from tood.detectors import DETECTORS, ModelConfig, build_detector
 from tood.errors import ConfigError

@@ -1,0 +1,72 @@
+"""An image file as a tensor, whoever made the file."""
+
+import functools
+import importlib
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from tood.errors import DataError
+
+MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows more, some run other programs
+_JPEG_MODULE = "torchvision.io"
+
+
+def decode(path: Path) -> Tensor:
+    """An image file as u8 [3,H,W] RGB, in memory [H,W,3]. Grey, CMYK, palette and 16-bit images are converted.
+
+    The pixels are taken as stored: COCO's boxes refer to them, so an EXIF orientation is not applied.
+    Raises DataError for files that are missing, broken, truncated or of more than MAX_PIXELS.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:  # reads the header alone
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if picture.format == "JPEG" and picture.mode == "RGB" and (image := _decode_jpeg(data)) is not None:
+                return image
+            if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy an RGB image too
+            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    except Image.DecompressionBombError:
+        problem = f"more than {MAX_PIXELS // 10**6} million pixels"
+    except UnidentifiedImageError:
+        problem = f"not an image ({', '.join(FORMATS)})"
+    except FileNotFoundError:
+        problem = "no such file"
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bad data
+        problem = f"cannot be decoded: {error}"
+    raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
+
+
+def modules(paths: Iterable[Path]) -> list[str]:
+    """What decoding such files imports, in a second or two, with the first of them; for those who would rather do it earlier."""
+    return [_JPEG_MODULE] if any(path.suffix.lower() in (".jpg", ".jpeg") for path in paths) else []
+
+
+def _decode_jpeg(data: np.ndarray) -> Tensor | None:
+    """By torchvision: the same pixels as Pillow's in three quarters of the time. None: Pillow is to say what is wrong with it."""
+    decoder = _jpeg_decoder()
+    try:
+        return decoder and decoder(torch.from_numpy(data))
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """None where torchvision has no decoder: it is optional in a build, and to be dropped for a package that needs FFmpeg."""
+    try:
+        jpeg = importlib.import_module(_JPEG_MODULE)
+    except ImportError:
+        return None
+    if not hasattr(torch.ops.image, "decode_jpeg"):
+        return None
+    return functools.partial(jpeg.decode_jpeg, mode=jpeg.ImageReadMode.RGB)
