@@ -6,12 +6,13 @@ with a manifest is whole, `latest` and `champion` lead to whole checkpoints, wha
 there; and the same again without a fault succeeds.
 """
 
+import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -134,25 +135,46 @@ def one(lab: Lab, kind: str, k: int, count: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser("store_faults", __doc__.partition("\n")[0], 0, "scenarios, drawn from all; 0 does them all")
+    made.add_argument("--labs", type=int, default=4, help="servers side by side: most of the time is spent waiting (default 4)")
+    made.add_argument("--lab", type=int, help="be one of them")
     options = made.parse_args(argv)
     began = begin()
+    if options.lab is not None or options.labs == 1:
+        rows, requests = spoil(options.seed, options.count, options.lab or 0, options.labs)
+    else:
+        words = [*(argv if argv is not None else sys.argv[1:]), "--lab"]
+        command = [sys.executable, "-m", "tests.system.chaos.store_faults", *words]
+        labs = [subprocess.Popen([*command, str(lab)], stdout=subprocess.PIPE, text=True) for lab in range(options.labs)]
+        said = [json.loads(lab.communicate()[0].splitlines()[-1]) for lab in labs]
+        rows = together([Row(**row) for line in said for row in line["rows"]])
+        requests = max(line["requests"] for line in said)
+    return conclude("store_faults", rows, seed=options.seed, began=began, requests=requests)
+
+
+def spoil(seed: int, count: int, lab_number: int, labs: int) -> tuple[list[Row], int]:
+    """One lab's share of the scenarios, and how many requests the work takes."""
     s3.READ_SECONDS, s3.ATTEMPTS = 1, 3
     lock.hold.__wrapped__.__kwdefaults__.update(lease=3.0, beat=1.0)  # a lock that a fault left behind ends soon
+    rows = []
     with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:
         lab = Lab(Path(name), server)
         todo = [(mode, kind, k) for mode in MODES for kind in KINDS for k in range(1, lab.requests + 1)]
-        if options.count:
-            todo = random.Random(options.seed).sample(todo, min(options.count, len(todo)))
-        tried, well, said = Counter(), Counter(), {}
-        for mode, kind, k in todo:
+        if count:
+            todo = random.Random(seed).sample(todo, min(count, len(todo)))
+        for mode, kind, k in todo[lab_number::labs]:
             problem = one(lab, kind, k, MODES[mode])
-            tried[mode, kind] += 1
-            well[mode, kind] += not problem
-            if problem:
-                said.setdefault((mode, kind), f"first at request {k}: {problem}")
+            rows.append(Row(f"{kind}, {mode}", 1, not problem, problem and f"at request {k}: {problem}"))
         lab.proxy.close()
-    rows = [Row(f"{kind}, {mode}", tried[mode, kind], well[mode, kind], said.get((mode, kind), "")) for mode, kind in tried]
-    return conclude("store_faults", rows, seed=options.seed, began=began, requests=lab.requests)
+    return together(rows), lab.requests
+
+
+def together(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the same harm as one, with the first remark."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        before = found.get(row.what, Row(row.what, 0, 0))
+        found[row.what] = Row(row.what, before.tried + row.tried, before.survived + row.survived, before.remark or row.remark)
+    return list(found.values())
 
 
 def _content(folder: Path) -> dict[str, bytes]:
