@@ -1,20 +1,21 @@
-"""The verb that times the parts of training and detection, and what a sweep costs beside them."""
+"""The verb that times the parts of training and detection, and what Ray and a sweep cost beside them."""
 
 import argparse
 
 from pipeline.arguments import Verbs
 from tood.bench.arguments import add_arguments
 
-SWEEP = "sweep"
+SWEEP, RAY = "sweep", "ray"
 
 
 def add_to(verbs: Verbs) -> None:
     added = verbs.add("bench", _bench, "time the parts of training and detection, beside each other and beside a peer")
-    add_arguments(added, more=[SWEEP])
+    add_arguments(added, more=[SWEEP, RAY])
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from pipeline.bench import overheads
+    from pipeline.bench.ray_share import share
+    from pipeline.bench.sweeps import overheads
     from tood.bench.command import run
 
-    return run(options, {SWEEP: overheads})
+    return run(options, {SWEEP: overheads, RAY: share})

@@ -1,6 +1,7 @@
-"""What a sweep costs beside its training is measured on real sweeps, of trials that learn nothing."""
+"""What a sweep costs beside its training, and Ray Train beside an epoch, is measured on real ones."""
 
 import json
+import os
 
 import pytest
 
@@ -18,3 +19,12 @@ def test_each_part_of_a_sweep_is_timed(capfd):
     parts = [growth["seconds"] for name, growth in found.items() if name != "sweep, whole"]
     assert found["sweep, whole"]["seconds"] == pytest.approx([sum(own) for own in zip(*parts, strict=True)])
     assert found["sweep train"]["seconds"][1] > found["sweep train"]["seconds"][0] > 0.1
+
+
+def test_an_epoch_under_ray_is_compared_with_a_plain_one(capfd):
+    assert main(["bench", "ray", "--quick", "--json"]) == 0
+    epoch, report = json.loads(capfd.readouterr().out.splitlines()[-1])["ratios"]
+    assert epoch["low"] <= epoch["ratio"] <= epoch["high"]
+    assert epoch["calls"] == 1
+    assert report["seconds_of"] == float(os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
+    assert 0 < report["seconds"] < 3 * report["seconds_of"]

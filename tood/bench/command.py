@@ -10,7 +10,8 @@ import torch
 from tood.bench import cases, files
 from tood.bench.arguments import ALL, GROWTH
 from tood.bench.growth import Growth, draw, growths
-from tood.bench.report import growth_line, legend, machine, machine_line, measure, profiles, table
+from tood.bench.ratio import Ratio
+from tood.bench.report import growth_line, legend, machine, machine_line, measure, profiles, ratio_line, table
 from tood.config import DataConfig, build
 from tood.errors import ConfigError
 
@@ -25,24 +26,25 @@ GROUPS = {
 }
 
 
-Growing = Callable[[cases.Sizes, torch.device, float], Iterator[Growth]]
+Measuring = Callable[[cases.Sizes, torch.device, float], Iterator[Growth | Ratio]]
+TITLES = {Growth: "cost follows size to the power of", Ratio: "how many times as long"}
 
 
-def run(options: argparse.Namespace, more: Mapping[str, Growing] | None = None) -> int:
+def run(options: argparse.Namespace, more: Mapping[str, Measuring] | None = None) -> int:
     """Measure and print. Raises ConfigError for what cannot be measured, DataError where photographs cannot be read.
 
     more: what else is measured, by name.
     """
-    growing = {GROWTH: growths, **(more or {})}
-    names, data = _wanted(options.settings, (*GROUPS, *growing))
-    if options.plot and not growing.keys() & set(names):
-        raise ConfigError(f"--plot shows how costs grow; add {' or '.join(growing)}")
+    measuring = {GROWTH: growths, **(more or {})}
+    names, data = _wanted(options.settings, (*GROUPS, *measuring))
+    if options.plot and GROWTH not in names:
+        raise ConfigError(f"--plot shows how costs grow; add {GROWTH}")
     if options.seconds < 0 or (options.threads is not None and options.threads < 1):
         raise ConfigError("--seconds and --threads: expected positive numbers")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)
-        found = _measure(names, data, options, growing)
+        found = _measure(names, data, options, measuring)
     finally:
         torch.set_num_threads(threads)
     if options.json:
@@ -51,12 +53,12 @@ def run(options: argparse.Namespace, more: Mapping[str, Growing] | None = None) 
 
 
 def _measure(
-    names: Sequence[str], data: DataConfig | None, options: argparse.Namespace, growing: Mapping[str, Growing]
+    names: Sequence[str], data: DataConfig | None, options: argparse.Namespace, measuring: Mapping[str, Measuring]
 ) -> dict[str, Any]:
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = cases.QUICK if options.quick else cases.FULL
-    found: dict[str, Any] = {"machine": machine(), "rows": [], "growth": []}
+    found: dict[str, Any] = {"machine": machine(), "rows": [], "growth": [], "ratios": []}
     say(machine_line(found["machine"]))
     for group in _groups([name for name in names if name in GROUPS], sizes, device, data):
         if not group.cases:
@@ -72,14 +74,15 @@ def _measure(
                 say(f"\n{text}")
     if found["rows"]:
         say(f"\n{legend(found['rows'])}")
-    for name in [name for name in names if name in growing]:
-        say(f"\n{name}: cost follows size to the power of")
-        for growth in growing[name](sizes, device, options.seconds):
-            found["growth"].append(growth)
-            say(growth_line(growth))
+    for name in [name for name in names if name in measuring]:
+        for number, measured in enumerate(measuring[name](sizes, device, options.seconds)):
+            if number == 0:
+                say(f"\n{name}: {TITLES[type(measured)]}")
+            found["growth" if isinstance(measured, Growth) else "ratios"].append(measured)
+            say(growth_line(measured) if isinstance(measured, Growth) else ratio_line(measured))
     if options.plot:
         draw(found["growth"], options.plot)
-    return found | {key: [row._asdict() for row in found[key]] for key in ("rows", "growth")}
+    return found | {key: [row._asdict() for row in found[key]] for key in ("rows", "growth", "ratios")}
 
 
 def _groups(names: Sequence[str], sizes: cases.Sizes, device: torch.device, data: DataConfig | None) -> Iterator[cases.Group]:

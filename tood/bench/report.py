@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from tood import __version__
 from tood.bench.cases import PEER, Group
 from tood.bench.growth import Growth
+from tood.bench.ratio import Ratio
 from tood.bench.timing import Turns, reference_operation
 
 REFERENCE = "reference"
@@ -100,6 +101,11 @@ def legend(rows: Sequence[Row]) -> str:
 def growth_line(growth: Growth) -> str:
     ends = f"{duration(growth.seconds[0])} at {growth.sizes[0]}, {duration(growth.seconds[-1])} at {growth.sizes[-1]}"
     return f"  {growth.what:<22}over {growth.over:<18}exponent {growth.exponent:5.2f}   {ends}"
+
+
+def ratio_line(ratio: Ratio) -> str:
+    times = f"{duration(ratio.seconds)}, {ratio.of} {duration(ratio.seconds_of)}"
+    return f"  {ratio.what:<26}{ratio.ratio:5.2f} ({ratio.low:.2f} to {ratio.high:.2f}: 95 % interval)   {times}"
 
 
 def duration(seconds: float) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from pipeline import cluster
+from pipeline.bench.experiment import small_experiment
 from pipeline.config import experiment_of, to_yaml
 from pipeline.site import Site
 from pipeline.sweep import Plan, Values, make_plan, run_sweep
 from pipeline.tracking.facts import flat_params
 from pipeline.tracking.runs import Run
 from tood.bench.cases import QUICK, Sizes
-from tood.bench.files import photographs
 from tood.bench.growth import Growth, growth_of
 from tood.config import to_dict
 
@@ -58,19 +58,9 @@ def overheads(sizes: Sizes, device: torch.device, seconds: float) -> Iterator[Gr
 
 
 def _values(root: Path) -> Values:
-    data = photographs(root, 2)
     (root / "took").mkdir()
-    split = {"annotations": data.train.annotations, "images": data.train.images}
-    return {
-        "name": "bench",
-        "output": str(root),
-        "tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"},  # whatever MLFLOW_TRACKING_URI says
-        "init": "none",
-        "data": {"root": str(root), "train": split, "val": split, "workers": 0},
-        "model": {"channels": 32, "neck": {"channels": 32}, "backbone": {"depth": 18}},
-        "train": {"epochs": EPOCHS},
-        "sweep": {"search": "random", "samples": 1, "space": {"train.lr": {"loguniform": [0.001, 0.1]}}, "max_concurrent": 1},
-    }
+    search = {"search": "random", "samples": 1, "space": {"train.lr": {"loguniform": [0.001, 0.1]}}, "max_concurrent": 1}
+    return small_experiment(root, images=2, epochs=EPOCHS) | {"sweep": search}
 
 
 def _learn_nothing(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
