@@ -5,11 +5,13 @@
 opens the two addresses that a sweep prints, says what the pages show, and leaves screenshots in FOLDER.
 """
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
@@ -74,10 +76,44 @@ def view_axes(page: Page) -> list[str]:
     return labels.all_text_contents()
 
 
+def listed(page: Page, ui: str, experiment: str, search: str, picture: Path) -> set[str]:
+    """Search an experiment's list of runs: the ids of those that it shows."""
+    query = f"workflowType=machine_learning&compareRunsMode=TABLE&searchFilter={quote(search)}"
+    _go(page, f"{ui}/#/experiments/{experiment}/runs?{query}")
+    page.get_by_text(re.compile(r"^\d+ matching runs?$")).wait_for()
+    links = page.locator(f"a[href*='/experiments/{experiment}/runs/']")
+    links.first.wait_for()
+    page.screenshot(path=picture)
+    return {link.get_attribute("href").rpartition("/")[2].partition("?")[0] for link in links.all()}
+
+
+def pictures_of(page: Page, ui: str, experiment: str, run: str, picture: Path) -> int:
+    """Open a run's charts: how many logged pictures are drawn among them."""
+    _go(page, f"{ui}/#/experiments/{experiment}/runs/{run}/model-metrics")
+    drawn = page.locator("img[src^='blob:']")
+    drawn.first.wait_for()
+    drawn.first.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)
+    page.screenshot(path=picture)
+    return drawn.count()
+
+
+def card(page: Page, ui: str, model: str, version: int | str, picture: Path) -> str:
+    """Open a model version's page: its description."""
+    _go(page, f"{ui}/#/models/{model}/versions/{version}")
+    page.get_by_text("tood pull").first.wait_for()
+    page.screenshot(path=picture, full_page=True)
+    return page.locator("body").inner_text()
+
+
 def _visit(page: Page, url: str) -> None:
+    _go(page, url)
+    page.locator(".js-plotly-plot").first.wait_for()
+
+
+def _go(page: Page, url: str) -> None:
     page.goto("about:blank")  # a change behind the # alone would not load the page anew
     page.goto(url)
-    page.locator(".js-plotly-plot").first.wait_for()
 
 
 def _plot_titled(page: Page, metric: str) -> Locator:

@@ -66,13 +66,17 @@ PEER = "mmdetection 3.3.0, mmcv 2.1.0; 2 quiet cores, AMD EPYC, another day"
 def steps(sizes: Sizes, device: torch.device) -> Iterator[Group]:
     """A training step, the optimizer's included, in both regimes and in the settings that are to pay."""
     batch = _batch(2, sizes.step, sizes.step, 8, device)
-    model, wide = _detector(sizes, device), _detector(sizes, device).to(memory_format=torch.channels_last)
     fp32, bf16 = TrainConfig(), TrainConfig(precision="bf16")
-    optimizer, wide_optimizer = make_optimizer(model, fp32), make_optimizer(wide, fp32)
+    model, wide, folded = (_detector(sizes, device) for _ in range(3))
+    for own in (wide, folded):
+        own.to(memory_format=torch.channels_last)
+    folded.backbone.fold_norms()
+    optimizer, wide_optimizer, folded_optimizer = (make_optimizer(own, fp32) for own in (model, wide, folded))
     cases = [
         Case("TAL, fp32", step(model, optimizer, batch, fp32, LAST), 1.40),
         Case("ATSS, fp32", step(model, optimizer, batch, fp32, 0), 1.40),
         Case("TAL, fp32, channels last", step(wide, wide_optimizer, batch, fp32, LAST)),
+        Case("  and with norms folded", step(folded, folded_optimizer, batch, fp32, LAST)),
         Case("TAL, bf16", step(model, optimizer, batch, bf16, LAST)),
         Case("TAL, bf16, channels last", step(wide, wide_optimizer, batch, bf16, LAST)),
     ]
