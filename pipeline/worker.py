@@ -46,6 +46,7 @@ from tood.results import packed_results
 from tood.samples import sample_sheet
 from tood.training import train
 
+SHEET = "detections"  # pictures of this name are leafed through on the run's page
 POINTER = "pointer.json"  # the only file of Ray Train's checkpoint
 
 
@@ -182,6 +183,8 @@ class Worker:
                 self.tracked.dataset(data.annotations.stem, data.fingerprint, context, len(data.images))
             counts = {"train": len(train_data.images), "val": len(val_data.images)}
             self.tracked.description(describe_run(self.experiment, self.address.label.strip("[] "), val_data.names, counts))
+            if not self.progress.epoch:
+                self.tracked.picture(sample_sheet(val_data), SHEET, step=0)  # the truth alone: MLflow's slider begins at 0
 
     def stepped(self, report: StepReport) -> None:
         print(f"{self.address.label}{report.line(self.experiment.train.epochs)}", flush=True)
@@ -270,7 +273,7 @@ class Worker:
         self.tracked.figure(plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png")
         sheet = sample_sheet(self.val_data, report.detections)
         self.tracked.image(sheet, f"{when}/detections.png")
-        self.tracked.picture(sheet, "detections", step=report.epoch + 1)
+        self.tracked.picture(sheet, SHEET, step=report.epoch + 1)
         self.tracked.document(report.figures.per_class, f"{when}/per_class.json")
 
 

@@ -2,6 +2,7 @@
 killed on its way; then what was registered is pulled, and refused once a byte of it is altered."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -99,6 +100,10 @@ def test_every_trial_is_one_mlflow_run_with_each_epoch_once(road):
         steps = [m.step for m in client.get_metric_history(run.info.run_id, "val/AP")]
         assert sorted(steps) == sorted(set(steps))
         assert len(steps) == 4
+        names = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
+        pictured = {int(re.search(r"detections\+step\+(\d+)\+", name)[1]) for name in names}
+        assert 0 in pictured  # the truth alone, where MLflow's slider begins
+        assert pictured > {0}
     summary = client.search_runs([site.experiment_id], "tags.`tood.kind` = 'sweep'")
     assert [s.info.status for s in summary] == ["FINISHED"]
 

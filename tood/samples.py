@@ -7,11 +7,12 @@ from PIL import Image
 from tood.data.coco import CocoData
 from tood.data.decoding import decode
 from tood.draw import contact_sheet, draw_detections
-from tood.results import Detections
+from tood.results import Detections, merge
 
 
-def sample_sheet(data: CocoData, found: Detections, *, images: int = 6, threshold: float = 0.3) -> Image.Image:
-    """The first images that hold objects, with detections above a threshold and the truth, as one sheet."""
+def sample_sheet(data: CocoData, found: Detections | None = None, *, images: int = 6, threshold: float = 0.3) -> Image.Image:
+    """The first images that hold objects, with the truth and, if there are any, detections above a threshold, as one sheet."""
+    found = merge([]) if found is None else found
     label_of = {category: label for label, category in enumerate(data.category_ids)}
     chosen = [record for record in data.images if len(record.boxes)][:images] or list(data.images[:images])
     pictures = []

@@ -87,15 +87,18 @@ def listed(page: Page, ui: str, experiment: str, search: str, picture: Path) -> 
     return {link.get_attribute("href").rpartition("/")[2].partition("?")[0] for link in links.all()}
 
 
-def pictures_of(page: Page, ui: str, experiment: str, run: str, picture: Path) -> int:
-    """Open a run's charts: how many logged pictures are drawn among them."""
+def pictures_of(page: Page, ui: str, experiment: str, run: str, steps: Sequence[int], picture: Path) -> list[str]:
+    """Open a run's charts and move the slider of its first pictures to rising steps: the address of each drawn picture."""
     _go(page, f"{ui}/#/experiments/{experiment}/runs/{run}/model-metrics")
-    drawn = page.locator("img[src^='blob:']")
-    drawn.first.wait_for()
-    drawn.first.scroll_into_view_if_needed()
-    page.wait_for_timeout(2000)
+    drawn, slider = page.locator("img.rc-image-img").first, page.get_by_role("slider").first
+    sources = []
+    for step in steps:
+        if sources:
+            slider.press("ArrowRight")
+        drawn.and_(page.locator(f"[src*='step%2B{step}%2B']")).wait_for()
+        sources.append(drawn.get_attribute("src"))
     page.screenshot(path=picture)
-    return drawn.count()
+    return sources
 
 
 def card(page: Page, ui: str, model: str, version: int | str, picture: Path) -> str:

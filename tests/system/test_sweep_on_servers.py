@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.servers import S3Server, mlflow_server, postgres, s3_server
-from tests.system.browser import browser_page, chromium, compare, curves
+from tests.system.browser import browser_page, card, chromium, compare, curves, listed, pictures_of
 from tests.tiny import write_experiment
 
 pytestmark = pytest.mark.system
@@ -81,6 +81,23 @@ def test_the_printed_links_show_curves_and_parameters_against_ap(printed, tmp_pa
     assert sorted(axes["head"]) == ["parallel", "t_head"]
     assert sorted(axes["alpha"]) == [0.5, 1.0]
     assert len(axes["val/AP"]) == 2
+
+
+@pytest.mark.skipif(not chromium(), reason="there is no Chromium on this machine (Debian: apt-get install chromium)")
+def test_the_list_is_searched_by_tag_a_run_shows_its_pictures_and_a_version_its_card(servers, printed, tmp_path):
+    _, uri = servers
+    client = MlflowClient(uri)
+    version = client.get_model_version_by_alias(MODEL, "champion")
+    experiment = client.get_run(version.run_id).info.experiment_id
+    search = "tags.`tood.kind` = 'trial'"
+    trials = {run.info.run_id for run in client.search_runs([experiment], search)}
+    with browser_page() as page:
+        assert listed(page, uri, experiment, search, tmp_path / "list.png") == trials
+        truth, first = pictures_of(page, uri, experiment, version.run_id, [0, 1], tmp_path / "pictures.png")
+        assert truth != first
+        said = card(page, uri, MODEL, version.version, tmp_path / "card.png")
+    for words in ("val/AP", f"tood pull models:/{MODEL}@champion", "@ champion"):
+        assert words in said
 
 
 def test_a_pull_from_an_empty_home_verifies_and_a_flipped_byte_is_refused(servers, printed, tmp_path):
