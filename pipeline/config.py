@@ -70,9 +70,12 @@ class SweepConfig:
     seed: int = bounded(0, 0, 2**31 - 1, identity=False)  # of the search
     repeats: int = bounded(1, 1, 1000, identity=False)  # seeds of each trial, from train.seed on; ranked by their mean
     metric: Literal[METRICS] = unhashed("val/AP")
-    scheduler: Literal["none", "asha"] = unhashed("none")
+    scheduler: Literal["none", "asha", "pbt"] = unhashed("none")
     grace_epochs: int = bounded(1, 1, 10_000, identity=False)  # asha: no trial is stopped before
     reduction: int = bounded(3, 2, 100, identity=False)  # asha: one of so many goes on
+    exploit_every: int = bounded(1, 1, 10_000, identity=False)  # pbt: epochs between two generations
+    exploit_share: float = bounded(0.25, 0.01, 0.5, identity=False)  # pbt: of the trials, replaced each time by so many of the best
+    resample: float = bounded(0.25, 0, 1, identity=False)  # pbt: chance that a child's value is drawn anew
     max_concurrent: int = bounded(0, 0, 10_000, identity=False)  # 0: what the cluster can hold
     time_budget_minutes: float = bounded(0, 0, 1e6, identity=False)  # 0: none
     published: tuple[dict, ...] = unhashed(())  # a paper's figures: [{at: {axis: value}, AP: 42.5}, ...]

@@ -25,18 +25,21 @@ def fit(
     *,
     gpus: float,
     stop_after: int | None = None,
+    handed_over: str = "",
     metric: str = "val/AP",
     callbacks: Sequence[Any] = (),
 ) -> Progress:
     """Train on Ray to the end; called again with the same address it goes on where it was.
 
-    gpus: of each worker. Raises what a worker raised when that is a ToodError, else ClusterError.
+    gpus: of each worker. handed_over: digest of another run's checkpoint, where that is what this one begins with. Raises
+    what a worker raised when that is a ToodError, else ClusterError.
     """
     resources = {"CPU": experiment.ray.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     job = {
         "experiment": to_dict(replace(experiment, sweep=None)),
         "address": asdict(address),
         "stop_after": stop_after,
+        "handed_over": handed_over,
         "metric": metric,
     }
     trainer = TorchTrainer(

@@ -83,8 +83,10 @@ class Progress:
 
     def result(self) -> dict[str, Any]:
         """What Ray hears of the newest epoch."""
-        best = {"best": self.best_value, "best_epoch": self.best_epoch, "best_prefix": self.best_prefix}
-        return self.metrics | {"epoch": self.epoch, "last": self.last} | best
+        reached = self.metrics | {"epoch": self.epoch, "last": self.last}
+        if not self.best_epoch:  # no epoch of its own was evaluated yet
+            return reached
+        return reached | {"best": self.best_value, "best_epoch": self.best_epoch, "best_prefix": self.best_prefix}
 
 
 def work(job: dict[str, Any]) -> None:
@@ -99,7 +101,7 @@ def work(job: dict[str, Any]) -> None:
     with scratch_folder() as scratch:
         worker = Worker(experiment, address, job["metric"], rank, scratch)
         try:
-            worker.run(job["stop_after"])
+            worker.run(job["stop_after"], job["handed_over"])
         except StoppedError:
             hold_still()
             raise
@@ -118,7 +120,7 @@ class Worker:
         self.stored: Future | None = None  # once the last epoch's checkpoint is
         self.val_data: CocoData | None = None
 
-    def run(self, stop_after: int | None) -> None:
+    def run(self, stop_after: int | None, handed_over: str = "") -> None:
         recipe, resume = self.experiment.recipe, self.fetch_newest()
         if resume is None and recipe.init.startswith("models:/"):
             recipe = replace(recipe, init=str(pull(recipe.init, self.address.tracking, self.scratch / "init")))
@@ -133,6 +135,7 @@ class Worker:
             config=identity(self.experiment),
             device=get_device(),
             resume=resume,
+            handed_over=handed_over,
             stop_after=stop_after,
             metric=self.metric,
             told_to_stop=told_to_stop,
