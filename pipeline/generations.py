@@ -54,6 +54,11 @@ class Ledger:
         write_file(self.file, json.dumps(self.settled, indent=1).encode())
         self._take_up(json.loads(json.dumps(generation)))
 
+    @property
+    def newborn(self) -> list[Birth]:
+        """Those who have not lived yet. All before them were given their checkpoints before the generation that is over."""
+        return [Birth(**values) for values in self.settled[-1]["births"]] if self.settled else []
+
     def lineage(self, name: str) -> str:
         """Every trial that this one's weights went through, with the epoch at which they were handed on."""
         birth = self.births.get(name)
@@ -83,25 +88,25 @@ def evolve(
     ledger = Ledger(site.output / plan.sweep / LEDGER, plan)
     deadline = time.monotonic() + config.time_budget_minutes * 60 if config.time_budget_minutes else None
     ends = population.bounds(experiment.train.epochs, config.exploit_every)
-    for place, end in enumerate(ends):
-        if place >= len(ledger.settled):
-            reached = _train(plan, experiment, site, gpus, at_once, table, ledger, end, deadline)
-            ledger.reached |= reached
-            failed = [name for name in ledger.living if reached[name]["epoch"] < end]
-            if not all(reached[name]["error"] for name in failed) or len(failed) == len(ledger.living):
-                break
-            if end == ends[-1]:
-                if not failed:  # else --resume tries those once more
-                    ledger.settle(end, reached, [])
-                break
-            ledger.settle(end, reached, decide(plan, experiment, store, ledger, end))
-        for birth in (Birth(**values) for values in ledger.settled[place]["births"]):
+    for end in ends[len(ledger.settled) :]:
+        for birth in ledger.newborn:
             if hand_over(store, birth, run_name(plan, birth.id)):
-                say(f"epoch {end}: {birth.id} goes on from {birth.parent} in place of {birth.replaces}: {birth.words()}")
-    return [
-        outcome(plan, site, name, values, ledger.reached.get(name, {}), ledger.reached.get(name, {}).get("error", ""))
-        for name, values in ledger.values.items()
-    ]
+                said = f"{birth.id} goes on from {birth.parent} in place of {birth.replaces}: {birth.words()}"
+                say(f"epoch {birth.epoch}: {said}")
+        reached = _train(plan, experiment, site, gpus, at_once, table, ledger, end, deadline)
+        ledger.reached |= reached
+        failed = [name for name in ledger.living if reached[name]["epoch"] < end]
+        if not all(reached[name]["error"] for name in failed) or len(failed) == len(ledger.living):
+            break
+        if end < ends[-1]:
+            ledger.settle(end, reached, decide(plan, experiment, store, ledger, end))
+        elif not failed:  # else --resume tries those once more
+            ledger.settle(end, reached, [])
+    trials = []
+    for name, values in ledger.values.items():
+        at = ledger.reached.get(name, {})
+        trials.append(outcome(plan, site, name, values, at, at.get("error", ""), may_go_on=name in ledger.living))
+    return trials
 
 
 def decide(plan: Plan, experiment: Experiment, store: Store, ledger: Ledger, end: int) -> list[Birth]:

@@ -107,8 +107,13 @@ def train_trial(
     tracked.finish("FINISHED")
 
 
-def outcome(plan: Plan, site: Site, trial_id: str, values: Values, reached: Values, error: str) -> Trial:
-    """What became of a trial, said in its MLflow run too. reached: `Progress.result()` as Tune had it last, and time_total_s."""
+def outcome(
+    plan: Plan, site: Site, trial_id: str, values: Values, reached: Values, error: str, *, may_go_on: bool = False
+) -> Trial:
+    """What became of a trial, said in its MLflow run too. reached: `Progress.result()` as Tune had it last, and time_total_s.
+
+    may_go_on: a resume may still take it up, if it was stopped.
+    """
     experiment = absolute(experiment_of(plan.values, values))
     epochs = reached.get("epoch", 0)
     done = reached.get("last") or epochs >= experiment.train.epochs  # early stopping ends a trial before its last epoch
@@ -120,7 +125,7 @@ def outcome(plan: Plan, site: Site, trial_id: str, values: Values, reached: Valu
     if reached.get("best_prefix"):
         tracked.tags({CHECKPOINT: site.store.url_of(reached["best_prefix"])})
         tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": reached["best"]}, step=0)
-    if status == "STOPPED":  # it will not go on, so what it would go on from can go
+    if status == "STOPPED" and not may_go_on:  # what it would go on from can go
         with suppress(StorageError):
             remove_others(site.store, run_name(plan, trial_id), {reached.get("best_prefix", "")})
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))

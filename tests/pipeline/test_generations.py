@@ -12,7 +12,7 @@ from pipeline.config import experiment_of
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.generations import LEDGER, Ledger, evolve, hand_over, progress_of
 from pipeline.population import CHANGED, LINEAGE, PARENT, PARENT_EPOCH, REPLACES, Birth
-from pipeline.storage.checkpoints import latest_of, read_manifest, remove_checkpoint, upload_checkpoint
+from pipeline.storage.checkpoints import latest_of, read_manifest, remove_checkpoint, remove_others, upload_checkpoint
 from pipeline.storage.opening import open_store
 from pipeline.train import Progress
 from pipeline.trials import Plan
@@ -30,6 +30,8 @@ class Lab:
     def __init__(self, folder: Path):
         self.folder, self.plan = folder, Plan("sweep", VALUES, [{"train.lr": rate} for rate in RATES])
         self.site = SimpleNamespace(output=folder, store=open_store(str(folder / "store")), tracking="", experiment_id="")
+        self.figure = lambda rate, epoch: rate * epoch
+        self.said: list[str] = []
         self.ran: list[tuple[int, list[str]]] = []
         self.told: dict[str, dict] = {}
         self.began: dict[str, str] = {}  # trial -> digest of the checkpoint that it found
@@ -51,7 +53,7 @@ class Lab:
                 break
             before = progress_of(store, run)
             folder = make_checkpoint(self.folder / "made" / f"{name}-{epoch}-{len(self.ran)}", step=10 * epoch, seed=int(name))
-            metrics = {"val/AP": rate * epoch, "perf/epoch_seconds": 1.0}
+            metrics = {"val/AP": self.figure(rate, epoch), "perf/epoch_seconds": 1.0}
             report = SimpleNamespace(epoch=epoch - 1, step=10 * epoch, metrics=metrics, last=epoch == 6)
             prefix = generations.prefix_of(folder, run)
             upload_checkpoint(store, folder, run, asdict(before.advance(report, prefix, metrics["val/AP"])))
@@ -62,8 +64,13 @@ class Lab:
 
     def evolve(self) -> dict[str, tuple]:
         """Name -> (values, what was reached, error) as `outcome` is told of them."""
-        told = evolve(self.plan, experiment_of(VALUES), self.site, 0, 1, None, lambda line: None)
+        told = evolve(self.plan, experiment_of(self.plan.values), self.site, 0, 1, None, self.said.append)
         return {name: (values["train.lr"], reached, error) for name, values, reached, error in told}
+
+    def outcome(self, plan, site, name, values, reached, error, may_go_on):
+        if not may_go_on:
+            remove_others(self.site.store, f"sweep-{name}", {reached.get("best_prefix", "")})
+        return name, values, reached, error
 
     @property
     def births(self) -> list[Birth]:
@@ -75,7 +82,7 @@ class Lab:
 def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
     monkeypatch.setattr(generations, "_tune", lab.tune)
-    monkeypatch.setattr(generations, "outcome", lambda plan, site, *told: told)
+    monkeypatch.setattr(generations, "outcome", lab.outcome)
     found = lambda tracking, experiment_id, identity: SimpleNamespace(run_id=f"run of {identity}")  # noqa: E731
     monkeypatch.setattr(generations.Run, "find", found)
     return lab
@@ -122,9 +129,11 @@ def test_a_child_says_whom_it_comes_from(lab):
 def test_a_driver_that_died_goes_on_without_running_anything_twice(lab, tmp_path, monkeypatch, where):
     (tmp_path / "through").mkdir()
     through = Lab(tmp_path / "through")
-    monkeypatch.setattr(generations, "_tune", through.tune)
-    expected = through.evolve()
-    monkeypatch.setattr(generations, "_tune", lab.tune)
+    for other in (through, lab):
+        monkeypatch.setattr(generations, "_tune", other.tune)
+        monkeypatch.setattr(generations, "outcome", other.outcome)
+        if other is through:
+            expected = through.evolve()
 
     lab.trouble = {where: ""}
     lab.evolve()
@@ -153,6 +162,20 @@ def test_a_driver_killed_between_a_decision_and_its_hand_over_hands_over_what_it
     lab.evolve()
     assert lab.births[0] == decided
     assert lab.began["004"] == decided.digest
+
+
+def test_a_child_that_was_replaced_in_its_turn_is_left_alone_by_a_resume(lab):
+    lab.plan = Plan("sweep", VALUES | {"sweep": SWEEP | {"exploit_every": 1}}, lab.plan.trials)
+    lab.figure = lambda rate, epoch: rate * (10 - epoch)  # the best epoch is an early one
+    lab.trouble = {f"{number:03d}@6": "" for number in range(20)}
+    lab.evolve()
+    children = {birth.id for birth in lab.births}
+    assert children & {birth.replaces for birth in lab.births}
+    lab.trouble = {}
+    found = lab.evolve()
+    assert sum(at["epoch"] == 6 for _, at, _ in found.values()) == 4
+    assert len(found) == 4 + len(children)
+    assert sorted(line.split()[2] for line in lab.said) == sorted(children)  # each was handed something once
 
 
 def test_a_trial_that_failed_is_replaced_and_a_population_that_failed_ends(lab):
