@@ -37,6 +37,11 @@ def make_plan(values: Values) -> Plan:
     config = experiment.sweep
     if config is None:
         raise ConfigError(f"{experiment.name}: has no `sweep:` section; add axes under sweep.space, or use `tood train`")
+    if experiment.ray.workers_min and config.max_concurrent != 1:
+        raise ConfigError(
+            "ray.workers_min: a run of varying size takes what it finds, and trials at the same time would take it from each "
+            "other; set sweep.max_concurrent=1, or ray.workers_min=0"
+        )
     axes = space.check_space(config.space, config.search)
     if config.search == "grid":
         trials = space.grid(axes)

@@ -42,6 +42,7 @@ from tood.data.coco import CocoData
 from tood.finetune import LoadReport
 from tood.interruption import StoppedError
 from tood.progress import CheckpointReport, EpochReport, StepReport
+from tood.ranks import place
 from tood.results import packed_results
 from tood.samples import sample_sheet
 from tood.training import train
@@ -179,6 +180,8 @@ class Worker:
     def started(self, train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
         self.val_data = val_data
         if self.tracked:
+            if self.experiment.ray.workers_min:
+                print(f"{self.address.label}training on {place()[1]} of {self.experiment.ray.workers} workers", flush=True)
             if loaded:
                 print(f"{self.address.label}init: {loaded.line()}", flush=True)
             for context, data in (("training", train_data), ("validation", val_data)):
@@ -188,7 +191,8 @@ class Worker:
 
     def stepped(self, report: StepReport) -> None:
         print(f"{self.address.label}{report.line(self.experiment.train.epochs)}", flush=True)
-        self.tracked.metrics(report.metrics, report.step, epoch=report.step / report.steps_per_epoch)
+        size = {"perf/workers": place()[1]} if self.experiment.ray.workers_min else {}
+        self.tracked.metrics(report.metrics | size, report.step, epoch=report.step / report.steps_per_epoch)
 
     def checkpoint_written(self, report: CheckpointReport) -> None:
         """Within an epoch: stored in the background, except where the process has to go."""
