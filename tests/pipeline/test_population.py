@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from pipeline.config import experiment_of, load_values
+from pipeline.cost import cost_of
 from pipeline.population import bounds, explore, may_change, select
 from pipeline.sweep import make_plan
 from tests.tiny import write_experiment
@@ -123,3 +124,8 @@ def test_a_populations_hash_is_that_of_its_experiment_and_its_rules_tell_sweeps_
     assert experiment_of(plain).hash == experiment_of(other).hash
     names = [make_plan(values).sweep.rsplit("-", 3)[1] for values in (plain, plain, other)]
     assert names[0] == names[1] != names[2]
+
+
+def test_a_dry_run_says_when_children_are_born(tiny):
+    said = cost_of(make_plan(load_values(tiny))).splitlines()
+    assert said[-1].startswith("pbt: children of the best take the place of the weakest after epochs 1, 2, 3")
