@@ -13,14 +13,15 @@ TRIAL_CPUS = 1  # a Tune trial's own driver process
 
 
 class Demand(NamedTuple):
-    """What one training run needs of a cluster."""
+    """What one training run needs of a cluster to begin."""
 
     cpus: int
     gpus: float
 
 
 def demand(config: RayConfig, gpus_per_worker: float, driver_cpus: int = 0) -> Demand:
-    return Demand(driver_cpus + config.workers * config.cpus_per_worker, config.workers * gpus_per_worker)
+    workers = config.workers_min or config.workers
+    return Demand(driver_cpus + workers * config.cpus_per_worker, workers * gpus_per_worker)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ the environment into everything that a configuration is logged to. `tood.config.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ FIGURES = (*(metric.removeprefix("val/") for metric in METRICS), *COSTS, *ANALYS
 class RayConfig:
     address: str = unhashed("")  # "": a Ray of its own on this machine; auto, host:port or ray://... for a cluster
     workers: int = bounded(1, 1, 4096)  # DDP processes a run
+    workers_min: int = bounded(0, 0, 4096, later=True)  # a run goes on with so few while nodes are away; 0: with all or not at all
     cpus_per_worker: int = bounded(1, 1, 1024, identity=False)
     gpus_per_worker: float | None = unhashed(None)  # None: 1 where the cluster has GPUs, else 0
     accelerator_type: str = unhashed("")  # such as H100: workers go to nodes that have it
@@ -70,9 +72,12 @@ class SweepConfig:
     seed: int = bounded(0, 0, 2**31 - 1, identity=False)  # of the search
     repeats: int = bounded(1, 1, 1000, identity=False)  # seeds of each trial, from train.seed on; ranked by their mean
     metric: Literal[METRICS] = unhashed("val/AP")
-    scheduler: Literal["none", "asha"] = unhashed("none")
+    scheduler: Literal["none", "asha", "pbt"] = unhashed("none")
     grace_epochs: int = bounded(1, 1, 10_000, identity=False)  # asha: no trial is stopped before
     reduction: int = bounded(3, 2, 100, identity=False)  # asha: one of so many goes on
+    exploit_every: int = bounded(1, 1, 10_000, identity=False)  # pbt: epochs between two generations
+    exploit_share: float = bounded(0.25, 0.01, 0.5, identity=False)  # pbt: of the trials, replaced each time by so many of the best
+    resample: float = bounded(0.25, 0, 1, identity=False)  # pbt: chance that a child's value is drawn anew
     max_concurrent: int = bounded(0, 0, 10_000, identity=False)  # 0: what the cluster can hold
     time_budget_minutes: float = bounded(0, 0, 1e6, identity=False)  # 0: none
     published: tuple[dict, ...] = unhashed(())  # a paper's figures: [{at: {axis: value}, AP: 42.5}, ...]
@@ -112,19 +117,23 @@ class Experiment:
             raise ConfigError(
                 f"sweep.grace_epochs: {self.sweep.grace_epochs} is more than train.epochs={self.train.epochs}; lower it"
             )
-        images = self.train.batch_size // self.train.accumulate
-        if images % self.ray.workers:
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        """Whatever their number, all workers have equal parts of the same global batch."""
+        least, most, train = self.ray.workers_min or self.ray.workers, self.ray.workers, self.train
+        if least > most:
+            raise ConfigError(f"ray.workers_min: {least} is more than ray.workers={most}; lower it")
+        counts = range(least, most + 1)
+        if uneven := [count for count in counts if train.batch_size // train.accumulate % count]:
+            workers = f"ray.workers={most}" if least == most else f"{uneven[0]} of ray.workers_min={least} to ray.workers={most}"
+            whole = math.lcm(*counts) * train.accumulate
+            advice = f"use a multiple of {whole}" if whole <= 65_536 else "no batch can"
             raise ConfigError(
-                f"train.batch_size: {self.train.batch_size} images a step (accumulate={self.train.accumulate}) cannot be "
-                f"shared evenly by ray.workers={self.ray.workers}; use a multiple of "
-                f"{self.ray.workers * self.train.accumulate}"
+                f"train.batch_size: {train.batch_size} images a step (accumulate={train.accumulate}) cannot be shared evenly by "
+                f"{workers}; {advice}" + ("" if least == most else ", or raise ray.workers_min")
             )
-        if (
-            self.ray.workers > 1
-            and self.sweep is None
-            and self.ray.gpus_per_worker not in (None, 0)
-            and (self.ray.gpus_per_worker < 1)
-        ):
+        if most > 1 and self.sweep is None and self.ray.gpus_per_worker not in (None, 0) and self.ray.gpus_per_worker < 1:
             raise ConfigError("ray.gpus_per_worker: NCCL needs a whole GPU for each of several workers; use 1")
 
     def _check_addresses(self) -> None:

@@ -1,6 +1,6 @@
 """What a sweep will do and take, said before it starts."""
 
-from pipeline import published
+from pipeline import population, published
 from pipeline.config import experiment_of
 from pipeline.data.source import is_remote
 from pipeline.sweep import Plan, describe
@@ -39,7 +39,10 @@ def cost_of(plan: Plan) -> str:
     lines.append(f"{images} training images: {_span(steps)} steps a trial, {total} images in all")
     if config.time_budget_minutes:
         lines.append(f"ends after {config.time_budget_minutes:g} minutes at the latest")
-    if config.scheduler != "none":
+    if config.scheduler == "pbt":
+        ends = ", ".join(map(str, population.bounds(experiment.train.epochs, config.exploit_every)[:-1]))
+        lines.append(f"pbt: children of the best take the place of the weakest after epochs {ends}; the work stays the same")
+    elif config.scheduler != "none":
         lines.append(f"{config.scheduler} may stop trials after {config.grace_epochs} epochs: the work is an upper bound")
     return "\n".join(lines)
 

@@ -102,7 +102,7 @@ def sample(space: Values, generator: random.Random) -> Values:
         elif "choices" in axis:
             values |= sample(axis["choices"][generator.choice(list(axis["choices"]))], generator)
         else:
-            values[name] = _draw(axis, generator)
+            values[name] = draw(axis, generator)
     return values
 
 
@@ -145,7 +145,7 @@ def _combinations(axes: list[tuple[str, Any]]) -> Iterator[Values]:
         yield {key: value for part in parts for key, value in part.items()}
 
 
-def _draw(axis: Values, generator: random.Random) -> float | int:
+def draw(axis: Values, generator: random.Random) -> float | int:
     ((kind, (low, high)),) = axis.items()
     if kind == "int":
         return generator.randint(low, high)

@@ -9,55 +9,26 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from pipeline import cluster, published, repeats, space
-from pipeline.config import Experiment, experiment_of, to_yaml
-from pipeline.errors import ClusterError, StorageError
+from pipeline import cluster, population, published, repeats, space
+from pipeline.config import Experiment, experiment_of
+from pipeline.generations import evolve
 from pipeline.site import Site, absolute, prepare
-from pipeline.storage.checkpoints import remove_others
-from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.leftovers import reconcile
-from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, LAST_SECONDS, SWEEP, Run
-from pipeline.train import Address, fit
+from pipeline.tracking.runs import LAST_SECONDS
 from pipeline.trial_table import TrialTable
-from tood.config import config_hash, identity, to_dict
+from pipeline.trials import Plan, Trial, Values, describe, epochs_of, outcome, run_trial, why
+from tood.config import config_hash
 from tood.errors import ConfigError, ToodError
 
+__all__ = ["PLAN", "Plan", "Trial", "Values", "describe", "make_plan", "newest_plan", "run_sweep"]
+
 PLAN = "sweep.json"
-Values = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep was asked to do; written to its folder before anything starts."""
-
-    sweep: str  # unique name
-    values: Values  # the experiment's values, to which each trial adds its own
-    trials: list[Values] | None  # None: Optuna asks for one at a time
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What became of a trial."""
-
-    id: str
-    values: Values
-    run_id: str  # MLflow's
-    params: dict[str, Any]
-    best: float | None
-    best_epoch: int
-    prefix: str  # best checkpoint in the store
-    epochs: int
-    seconds: float
-    status: str  # FINISHED, STOPPED (by the scheduler or the budget) or FAILED
-    error: str = ""
 
 
 def make_plan(values: Values) -> Plan:
@@ -66,6 +37,11 @@ def make_plan(values: Values) -> Plan:
     config = experiment.sweep
     if config is None:
         raise ConfigError(f"{experiment.name}: has no `sweep:` section; add axes under sweep.space, or use `tood train`")
+    if experiment.ray.workers_min and config.max_concurrent != 1:
+        raise ConfigError(
+            "ray.workers_min: a run of varying size takes what it finds, and trials at the same time would take it from each "
+            "other; set sweep.max_concurrent=1, or ray.workers_min=0"
+        )
     axes = space.check_space(config.space, config.search)
     if config.search == "grid":
         trials = space.grid(axes)
@@ -73,6 +49,8 @@ def make_plan(values: Values) -> Plan:
         generator = random.Random(config.seed)
         trials = [space.sample(axes, generator) for _ in range(config.samples)]
     trials = repeats.repeated(trials, config.repeats, experiment.train.seed, axes, config.search, config.scheduler)
+    if config.scheduler == "pbt":
+        population.check(values, experiment, None if config.search == "optuna" else trials)
     hashes: dict[str, Values] = {}
     for trial in trials:
         try:
@@ -99,13 +77,8 @@ def newest_plan(values: Values) -> Plan:
     return Plan(**json.loads(folders[-1].read_text()))
 
 
-def describe(axes: Values, trial: Values) -> str:
-    """A trial's own settings in a few words."""
-    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in space.short_names(axes, trial).items())
-
-
 def run_sweep(
-    plan: Plan, say: Callable[[str], None] = print, run_trial: Callable[[Plan, Site, float, Values], None] | None = None
+    plan: Plan, say: Callable[[str], None] = print, run_trial: Callable[[Plan, Site, float, Values], None] = run_trial
 ) -> tuple[Site, list[Trial]]:
     """Run or continue a sweep to its end. Trials come back best first; a failed trial does not end the others.
 
@@ -125,8 +98,17 @@ def run_sweep(
             at_once = cluster.concurrency(need, config.max_concurrent)
             count = config.samples if plan.trials is None else len(plan.trials)
             say(f"sweep {plan.sweep}: {count} trials, {at_once} at once, {need.cpus} CPUs and {need.gpus:g} GPUs each")
-            results = _tune(plan, experiment, site, gpus, at_once, say, run_trial or _run_trial)
-            trials = [_outcome(plan, site, result) for result in results]
+            table = TrialTable(
+                config.metric,
+                say,
+                describe=lambda values: describe(config.space, values),
+                epochs=lambda values: epochs_of(plan, values),
+                target=lambda values: published.target(config, values),
+            )
+            if config.scheduler == "pbt":
+                trials = evolve(plan, experiment, site, gpus, at_once, table, say)
+            else:
+                trials = [_outcome(plan, site, r) for r in _tune(plan, experiment, site, gpus, at_once, say, table, run_trial)]
     except BaseException:  # Ctrl-C, or SIGTERM as a stopped job gets it: what still runs is ended and says so
         with suppress(ToodError):
             reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[], seconds=LAST_SECONDS)
@@ -135,7 +117,7 @@ def run_sweep(
     return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))
 
 
-def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: int, say, run_trial) -> tune.ResultGrid:
+def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: int, say, table, run_trial) -> tune.ResultGrid:
     config = experiment.sweep
     storage = site.ray_storage(experiment, plan.sweep)
 
@@ -143,13 +125,6 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
         run_trial(plan, site, gpus, chosen["trial"])
 
     trainable = tune.with_resources(trial, {"CPU": cluster.TRIAL_CPUS})
-    table = TrialTable(
-        config.metric,
-        say,
-        describe=lambda values: describe(config.space, values),
-        epochs=lambda values: _epochs(plan, values),
-        target=lambda values: published.target(config, values),
-    )
     place, _, query = storage.partition("?")  # a URI may name an endpoint at its end
     saved = f"{place}/tune?{query}" if query else f"{place}/tune"
     if tune.Tuner.can_restore(saved):
@@ -173,7 +148,7 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
         # max_t is never reached: a trial ends by itself, and Tune need not kill its workers.
         scheduler = ASHAScheduler(
             time_attr="epoch",
-            max_t=max(_epochs(plan, t) for t in plan.trials or [{}]) + 1,
+            max_t=max(epochs_of(plan, t) for t in plan.trials or [{}]) + 1,
             grace_period=config.grace_epochs,
             reduction_factor=config.reduction,
         )
@@ -196,88 +171,9 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
     return tuner.fit()
 
 
-def _run_trial(plan: Plan, site: Site, gpus: float, trial: Values) -> None:
-    """The driver of one trial, in a process of its own: an MLflow run around a training run."""
-    experiment = absolute(experiment_of(plan.values, trial))
-    trial_id = tune.get_context().get_trial_id()
-    told = describe(experiment.sweep.space, trial)
-    params = _params(experiment, trial)
-    tracked = Run.open(
-        site.tracking,
-        site.experiment_id,
-        identity=f"{plan.sweep}/{trial_id}",
-        name=told[:200],
-        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash}
-        | {CONFIGURATION: repeats.configuration_of(identity(experiment))}
-        | environment_tags(),
-    )
-    tracked.params(params)
-    tracked.text(to_yaml(experiment), "experiment.yaml")
-    address = Address(
-        run=_run_name(plan, trial_id),
-        store=site.store_url,
-        tracking=site.tracking,
-        mlflow_run=tracked.run_id,
-        ray_storage=site.ray_storage(experiment, plan.sweep),
-        label=f"[{told}] ",
-    )
-    try:
-        fit(experiment, address, gpus=gpus, metric=experiment.sweep.metric, callbacks=[TuneReportCallback()])
-    except BaseException:
-        tracked.finish("FAILED")
-        raise
-    tracked.finish("FINISHED")
-
-
 def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
-    metrics, values = result.metrics or {}, result.config["trial"]
-    trial_id = metrics.get("trial_id", "")
-    experiment = absolute(experiment_of(plan.values, values))
-    epochs = metrics.get("epoch", 0)
-    done = metrics.get("last") or epochs >= experiment.train.epochs  # early stopping ends a trial before its last epoch
-    status = "FAILED" if result.error else "FINISHED" if done else "STOPPED"
-    told = describe(experiment.sweep.space, values)
-    run = site.tracking, site.experiment_id, f"{plan.sweep}/{trial_id}"
-    tracked = Run.find(*run) or Run.open(*run, name=told[:200])  # it may have failed before it had one
-    tracked.tags({"tood.outcome": status.lower()})
-    if metrics.get("best_prefix"):
-        tracked.tags({CHECKPOINT: site.store.url_of(metrics["best_prefix"])})
-        tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": metrics["best"]}, step=0)
-    if status == "STOPPED":  # it will not go on, so what it would go on from can go
-        with suppress(StorageError):
-            remove_others(site.store, _run_name(plan, trial_id), {metrics.get("best_prefix", "")})
-    tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
-    best = metrics.get("best")
-    return Trial(
-        id=trial_id,
-        values=values,
-        run_id=tracked.run_id,
-        params=_params(experiment, values),
-        best=best if metrics.get("best_prefix") else None,
-        best_epoch=metrics.get("best_epoch", 0),
-        prefix=metrics.get("best_prefix", ""),
-        epochs=epochs,
-        seconds=metrics.get("time_total_s", 0.0),
-        status=status,
-        error=_why(result.error),
-    )
-
-
-def _run_name(plan: Plan, trial_id: str) -> str:
-    return f"{plan.sweep}-{trial_id}"
-
-
-def _why(error: Exception | None) -> str:
-    """What a trial's own error says, without Ray's layers around it."""
-    while error is not None:
-        if isinstance(error, ToodError) and not isinstance(error, ClusterError):
-            return str(error)
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            return lines[-1].strip() if lines else type(error).__name__
-        error = inner
-    return ""
+    reached = result.metrics or {}
+    return outcome(plan, site, reached.get("trial_id", ""), result.config["trial"], reached, why(result.error))
 
 
 def _sweep_hash(experiment: Experiment) -> str:
@@ -285,15 +181,6 @@ def _sweep_hash(experiment: Experiment) -> str:
     search = {"space": experiment.sweep.space, "search": experiment.sweep.search, "seed": experiment.sweep.seed}
     if experiment.sweep.repeats > 1:
         search["repeats"] = experiment.sweep.repeats
+    if experiment.sweep.scheduler == "pbt":  # what a trial learns depends on it
+        search["pbt"] = [experiment.sweep.exploit_every, experiment.sweep.exploit_share, experiment.sweep.resample]
     return config_hash({"experiment": experiment.hash, **search})
-
-
-def _params(experiment: Experiment, trial: Values) -> dict[str, Any]:
-    cell = space.cell_of(experiment.sweep.space, trial)
-    named = {} if cell is None else {space.CELL: cell}
-    return named | flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space))
-
-
-def _epochs(plan: Plan, trial: Values) -> int:
-    """A trial's own: a paper's cells may differ in their schedules."""
-    return experiment_of(plan.values, trial).train.epochs

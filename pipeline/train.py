@@ -25,18 +25,25 @@ def fit(
     *,
     gpus: float,
     stop_after: int | None = None,
+    handed_over: str = "",
     metric: str = "val/AP",
     callbacks: Sequence[Any] = (),
 ) -> Progress:
     """Train on Ray to the end; called again with the same address it goes on where it was.
 
-    gpus: of each worker. Raises what a worker raised when that is a ToodError, else ClusterError.
+    gpus: of each worker. handed_over: digest of another run's checkpoint, where that is what this one begins with. Raises
+    what a worker raised when that is a ToodError, else ClusterError.
     """
+    least, most = experiment.ray.workers_min, experiment.ray.workers
+    elastic = least not in (0, most)
+    # An elastic run may be started on a node that is gone and not yet known to be: a minute and a try each time.
+    tries = 10 if elastic else 3
     resources = {"CPU": experiment.ray.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     job = {
         "experiment": to_dict(replace(experiment, sweep=None)),
         "address": asdict(address),
         "stop_after": stop_after,
+        "handed_over": handed_over,
         "metric": metric,
     }
     trainer = TorchTrainer(
@@ -44,7 +51,7 @@ def fit(
         train_loop_config=job,
         torch_config=HeedingTorchConfig(backend="nccl" if gpus else "gloo", timeout_s=experiment.ray.collective_seconds),
         scaling_config=ray_train.ScalingConfig(
-            num_workers=experiment.ray.workers,
+            num_workers=(least, most) if elastic else most,
             use_gpu=bool(gpus),
             resources_per_worker=resources,
             accelerator_type=experiment.ray.accelerator_type or None,
@@ -52,7 +59,7 @@ def fit(
         run_config=ray_train.RunConfig(
             name=address.run,
             storage_path=address.ray_storage,
-            failure_config=ray_train.FailureConfig(max_failures=experiment.ray.max_failures, controller_failure_limit=3),
+            failure_config=ray_train.FailureConfig(max_failures=experiment.ray.max_failures, controller_failure_limit=tries),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),

@@ -45,9 +45,10 @@ class TrialTable(tune.Callback):
         self.say(self.render())
 
     def _update(self, trial: Any, status: str, result: dict | None = None, at_once: bool = False) -> None:
-        values = trial.config["trial"]
+        chosen = trial.config.get("life", trial.config)  # of a population: trained a generation at a time, each time anew for Tune
+        values, name = chosen["trial"], chosen.get("id", trial.trial_id)
         fresh = {"what": self.describe(values), "best": None, "epoch": 0, "of": self.epochs(values), "target": self.target(values)}
-        row = self.rows.setdefault(trial.trial_id, fresh)
+        row = self.rows.setdefault(name, fresh)
         row["status"] = status
         if result:
             row["epoch"] = result.get("epoch", row["epoch"])

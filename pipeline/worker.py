@@ -42,6 +42,7 @@ from tood.data.coco import CocoData
 from tood.finetune import LoadReport
 from tood.interruption import StoppedError
 from tood.progress import CheckpointReport, EpochReport, StepReport
+from tood.ranks import place
 from tood.results import packed_results
 from tood.samples import sample_sheet
 from tood.training import train
@@ -84,8 +85,10 @@ class Progress:
 
     def result(self) -> dict[str, Any]:
         """What Ray hears of the newest epoch."""
-        best = {"best": self.best_value, "best_epoch": self.best_epoch, "best_prefix": self.best_prefix}
-        return self.metrics | {"epoch": self.epoch, "last": self.last} | best
+        reached = self.metrics | {"epoch": self.epoch, "last": self.last}
+        if not self.best_epoch:  # no epoch of its own was evaluated yet
+            return reached
+        return reached | {"best": self.best_value, "best_epoch": self.best_epoch, "best_prefix": self.best_prefix}
 
 
 def work(job: dict[str, Any]) -> None:
@@ -100,7 +103,7 @@ def work(job: dict[str, Any]) -> None:
     with scratch_folder() as scratch:
         worker = Worker(experiment, address, job["metric"], rank, scratch)
         try:
-            worker.run(job["stop_after"])
+            worker.run(job["stop_after"], job["handed_over"])
         except StoppedError:
             hold_still()
             raise
@@ -119,7 +122,7 @@ class Worker:
         self.stored: Future | None = None  # once the last epoch's checkpoint is
         self.val_data: CocoData | None = None
 
-    def run(self, stop_after: int | None) -> None:
+    def run(self, stop_after: int | None, handed_over: str = "") -> None:
         recipe, resume = self.experiment.recipe, self.fetch_newest()
         if resume is None and recipe.init.startswith("models:/"):
             recipe = replace(recipe, init=str(pull(recipe.init, self.address.tracking, self.scratch / "init")))
@@ -134,6 +137,7 @@ class Worker:
             config=identity(self.experiment),
             device=get_device(),
             resume=resume,
+            handed_over=handed_over,
             stop_after=stop_after,
             metric=self.metric,
             told_to_stop=told_to_stop,
@@ -177,6 +181,8 @@ class Worker:
     def started(self, train_data: CocoData, val_data: CocoData, loaded: LoadReport | None) -> None:
         self.val_data = val_data
         if self.tracked:
+            if self.experiment.ray.workers_min:
+                print(f"{self.address.label}training on {place()[1]} of {self.experiment.ray.workers} workers", flush=True)
             if loaded:
                 print(f"{self.address.label}init: {loaded.line()}", flush=True)
             for context, data in (("training", train_data), ("validation", val_data)):
@@ -188,7 +194,8 @@ class Worker:
 
     def stepped(self, report: StepReport) -> None:
         print(f"{self.address.label}{report.line(self.experiment.train.epochs)}", flush=True)
-        self.tracked.metrics(report.metrics, report.step, epoch=report.step / report.steps_per_epoch)
+        size = {"perf/workers": place()[1]} if self.experiment.ray.workers_min else {}
+        self.tracked.metrics(report.metrics | size, report.step, epoch=report.step / report.steps_per_epoch)
 
     def checkpoint_written(self, report: CheckpointReport) -> None:
         """Within an epoch: stored in the background, except where the process has to go."""

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from tood import __version__
 from tood.backbone import load_imagenet
-from tood.checkpoint import MANIFEST, LoadReport, ModelInfo, load_checkpoint, load_into, load_model, read_manifest, save_checkpoint
+from tood.checkpoint import (
+    MANIFEST,
+    LoadReport,
+    ModelInfo,
+    digest,
+    load_checkpoint,
+    load_into,
+    load_model,
+    read_manifest,
+    save_checkpoint,
+)
 from tood.config import hash_of
 from tood.data.coco import CocoData
 from tood.detector import Detector
@@ -128,14 +138,15 @@ def save(run: Run, folder: Path, figures: Figures | None = None, order: str = ""
     save_checkpoint(folder, weights, info, tensors, state)
 
 
-def go_on(run: Run, folder: Path, order: Callable[[int], str]) -> None:
+def go_on(run: Run, folder: Path, order: Callable[[int], str], handed_over: str = "") -> None:
     """Take up what the checkpoint in `folder` keeps. order: see `save`; of the data at hand, of an epoch.
 
-    Raises ConfigError for another configuration's checkpoint, DataError where its epoch had other images.
+    handed_over: digest of the one checkpoint of another configuration that the run may begin with. Raises ConfigError for any
+    other one's, DataError where its epoch had other images.
     """
     checkpoint = load_checkpoint(folder)
     tensors = checkpoint.tensors
-    if checkpoint.info.config_hash != run.config_hash:
+    if checkpoint.info.config_hash != run.config_hash and digest(folder) != handed_over:
         raise ConfigError(
             f"{folder}: was written by another configuration (hash {checkpoint.info.config_hash}, here "
             f"{run.config_hash}); resume with the same one, or start anew from it with init={folder}"

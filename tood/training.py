@@ -60,6 +60,7 @@ def train(
     config: dict | None = None,
     device: torch.device | None = None,
     resume: Path | None = None,
+    handed_over: str = "",
     stop_after: int | None = None,
     metric: str = "val/AP",
     told_to_stop: Callable[[], bool] = lambda: False,
@@ -73,7 +74,9 @@ def train(
 
     Writes the checkpoint of epoch e (from 1) to folder/epoch_0001 and so on; `resume` is such a folder, and training goes
     on from it to the bit. `config` is what checkpoints say they were made from (default: the recipe's `identity`), and its
-    hash is what a resume insists on. Under an initialised process group each rank calls this with the same arguments.
+    hash is what a resume insists on, except of the checkpoint whose `tood.checkpoint.digest` is `handed_over`: the run begins
+    with it, and is another's child (population-based training). Under an initialised process group each rank calls this with
+    the same arguments.
 
     Every train.checkpoint_minutes one more is written within the epoch, to folder/step_00000001 and so on by the steps done;
     to remove superseded ones is the caller's part. `told_to_stop` is asked after each step, on rank 0 also between batches of
@@ -87,7 +90,7 @@ def train(
     fresh = recipe if resume is None else replace(recipe, init="none")  # the checkpoint brings its own weights
     run = start(fresh, config or identity(recipe), train_data, val_data, device)
     if resume is not None:
-        go_on(run, resume, loader.order)
+        go_on(run, resume, loader.order, handed_over)
     on_start(train_data, val_data, run.loaded)
     accumulate = recipe.train.accumulate
     steps_per_epoch = math.ceil(len(loader) / accumulate)

@@ -51,8 +51,9 @@ def _fits(experiment: Experiment, nodes: Sequence[dict[str, float]]) -> Iterator
     at_once = sum(
         int(min(node.get("CPU", 0) // config.cpus_per_worker, node.get("GPU", 0) // gpus if gpus else 1e9)) for node in nodes
     )
-    if need.cpus > has["CPU"] or need.gpus > has["GPU"] or at_once < config.workers:
-        yield Finding("ray", "problem", f"a run needs {need.cpus} CPUs and {need.gpus:g} GPUs for {config.workers} workers, "
+    least = config.workers_min or config.workers
+    if need.cpus > has["CPU"] or need.gpus > has["GPU"] or at_once < least:
+        yield Finding("ray", "problem", f"a run needs {need.cpus} CPUs and {need.gpus:g} GPUs for {least} workers, "
                       f"the cluster has {has['CPU']:g} and {has['GPU']:g} and room for {at_once}",
                       "lower ray.workers, ray.cpus_per_worker or ray.gpus_per_worker, or add nodes")  # fmt: skip
 

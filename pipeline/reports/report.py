@@ -262,7 +262,7 @@ def _published(facts: Facts, known: list[Trial]) -> list[str]:
 
 
 def _table(facts: Facts) -> str:
-    names = [*facts.axes, facts.metric, "minutes", "status"]
+    names = [*facts.axes, facts.metric, "minutes", "status", *(["weights"] if any(t.lineage for t in facts.trials) else [])]
     numeric = {axis for axis in facts.axes if any(isinstance(t.settings.get(axis), float) for t in facts.trials)}
     head = '<th class="n">#</th>' + "".join(
         f'<th{NUMERIC if name in numeric | {facts.metric, "minutes"} else ""}><button data-column="{i}" title="sort">'
@@ -283,7 +283,7 @@ def _data(facts: Facts, axes: list[Axis]) -> dict[str, Any]:
         {
             "r": place,
             "v": [*(t.settings.get(axis.name) for axis in axes), None if t.value is None else round(100 * t.value, 3)],
-            "e": [None if t.minutes is None else round(t.minutes, 1), t.status],
+            "e": [None if t.minutes is None else round(t.minutes, 1), t.status, *([t.lineage] if t.lineage else [])],
         }
         for place, t in enumerate(facts.trials, start=1)
     ]

@@ -11,6 +11,7 @@ import yaml
 
 from pipeline import published
 from pipeline.config import Experiment, experiment_of
+from pipeline.population import LINEAGE
 from pipeline.space import CELL, swept_keys
 from pipeline.tracking.facts import PARAMS
 from pipeline.tracking.past_runs import PastRun, artifact, experiment_values, history, run_by_id, runs_tagged
@@ -36,6 +37,7 @@ class Trial(NamedTuple):
     minutes: float | None
     published: float | None  # a paper's figure, on the metric's scale
     cost: Cost | None
+    lineage: str = ""  # of a population: every trial that its weights went through
 
 
 class Facts(NamedTuple):
@@ -64,6 +66,7 @@ def gather(sweep: str, tracking: str) -> Facts:
     axes = axes_of(params, experiment)
     values = [_trial_values(p, experiment) for p in params]
     costs = _costs(values, experiment)
+    evolved = any(LINEAGE in run.tags for run in of_trials)
     trials = [
         Trial(
             run.run_id,
@@ -75,6 +78,7 @@ def gather(sweep: str, tracking: str) -> Facts:
             None if run.seconds is None else run.seconds / 60,
             published.target(experiment.sweep, of_trial) if experiment and experiment.sweep else None,
             cost if run.params else None,  # one that failed at once has said nothing of itself
+            run.tags.get(LINEAGE, run.tags.get("tood.trial", "")) if evolved else "",
         )
         for run, of_trial, cost in zip(of_trials, values, costs, strict=True)
     ]

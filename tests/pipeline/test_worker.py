@@ -11,13 +11,19 @@ from ray import train as ray_train
 
 from pipeline import worker
 from pipeline.config import experiment_of, load_values
-from pipeline.storage.checkpoints import fetch, latest_of
+from pipeline.generations import hand_over, progress_of
+from pipeline.population import Birth
+from pipeline.storage.checkpoints import fetch, latest_of, read_manifest
 from pipeline.storage.opening import open_store
 from pipeline.worker import Address, Progress
 from tests.tiny import write_dataset, write_experiment
 from tests.tood.test_resume import stop_after
 from tests.tood.tiny_recipe import files
+from tood import training
+from tood.checkpoint import load_checkpoint
+from tood.errors import ConfigError
 from tood.interruption import StoppedError
+from tood.optimisation import optimizer_tensors
 
 
 class Ray:
@@ -64,7 +70,7 @@ def lab(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path)
 
 
-def work(lab, run: str, asked: int | None = None) -> None:
+def work(lab, run: str, asked: int | None = None, epochs: int | None = None, handed_over: str = "") -> None:
     """One life of a worker; it is told to stop at the so manieth question."""
     lab.patch.setattr(worker, "ray_train", lab.ray)
     lab.patch.setattr(worker, "told_to_stop", stop_after(asked) if asked else lambda: False)
@@ -73,7 +79,7 @@ def work(lab, run: str, asked: int | None = None) -> None:
     scratch.mkdir()
     life = worker.Worker(lab.experiment, address, "val/AP", 0, scratch)
     try:
-        life.run(None)
+        life.run(epochs, handed_over)
         assert [path.name for path in scratch.iterdir() if path.name not in ("resume", "best")] == []
     finally:
         life.uploads.close()
@@ -132,3 +138,47 @@ def test_a_checkpoint_within_an_epoch_that_cannot_be_stored_ends_no_run(lab, cap
     assert [r["epoch"] for r in lab.ray.results] == [1]
     said = capsys.readouterr().out.splitlines()
     assert "checkpoint of step 1 is not stored: the store is full" in said
+
+
+def test_a_child_begins_with_its_parents_bits_and_with_no_other_checkpoint(lab, monkeypatch):
+    """What a population hands over: weights, momentum, step; the learning rate is the child's own."""
+    seen = []
+    real = training.go_on
+
+    def go_on(run, *arguments):
+        real(run, *arguments)
+        tensors = optimizer_tensors(run.optimizer, run.model)
+        seen.append((run.step, {k: v.clone() for k, v in (run.model.state_dict() | tensors).items()}))
+
+    monkeypatch.setattr(training, "go_on", go_on)
+    work(lab, "parent", epochs=1)
+    store = open_store(str(lab.folder / "store"))
+    given = progress_of(store, "parent")
+    parent = load_checkpoint(fetch(store, given.prefix, lab.folder / "fetched"))
+    digest = read_manifest(store, given.prefix).digest
+    birth = Birth("1", {}, "", "0", given.epoch, given.step, given.prefix, digest, {"val/AP": 0.125}, {})
+    assert hand_over(store, birth, "child")
+
+    lab.ray = Ray(lab.folder / "ray_child")
+    lab.experiment = replace(lab.experiment, train=replace(lab.experiment.train, lr=0.02))
+    for other in ("", "0" * 64):
+        with pytest.raises(ConfigError, match="was written by another configuration"):
+            work(lab, "child", handed_over=other)
+    lab.ray = Ray(lab.folder / "ray_child")
+    with pytest.raises(StoppedError):
+        work(lab, "child", asked=1, handed_over=digest)
+    assert [(r["epoch"], r["val/AP"]) for r in lab.ray.results] == [(1, 0.125)]
+    ((step, tensors),) = seen
+    assert step == given.step == 2
+    expected = parent.weights | {k: v for k, v in parent.tensors.items() if k.startswith("optimizer.")}
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+
+    work(lab, "child")  # what it goes on from now is its own, and needs no leave
+    own = load_checkpoint(fetch(store, latest_of(store, "child").prefix, lab.folder / "fetched/child"))
+    assert own.info.config_hash == lab.experiment.hash != parent.info.config_hash
+    assert progress_of(store, "child").best_epoch == 2
+    assert given.prefix.rpartition("/")[2] not in stored(lab, "child")  # superseded, and its parent has its own
+    lab.experiment = replace(lab.experiment, train=replace(lab.experiment.train, lr=0.01))
+    with pytest.raises(ConfigError, match="was written by another configuration"):
+        work(lab, "child", handed_over=digest)

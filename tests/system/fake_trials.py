@@ -15,6 +15,7 @@ import psutil
 from ray import tune
 
 import pipeline.sweep
+import pipeline.trials
 from pipeline.config import load_values
 from pipeline.tracking.runs import Run
 from pipeline.trial_table import TrialTable
@@ -29,7 +30,7 @@ sweep:
     model.objective.alpha: {{uniform: [0.5, 1.5]}}
     model.objective.beta: {{uniform: [2, 8]}}
 """
-real_trial = pipeline.sweep._run_trial
+real_trial = pipeline.trials.run_trial
 
 
 def fake_fit(experiment, address, **_) -> None:
@@ -45,7 +46,7 @@ def fake_fit(experiment, address, **_) -> None:
 
 def fake_trial(*arguments) -> None:
     """Runs in the trial's own process."""
-    pipeline.sweep.fit = fake_fit
+    pipeline.trials.fit = fake_fit
     real_trial(*arguments)
 
 
@@ -65,10 +66,10 @@ def main(folder: Path, trials: int, uri: str, log: Path) -> None:
         requests = log.read_text().count('HTTP/1.1"')
         print(json.dumps({"done": done, "mb": memory, "requests": requests, "seconds": time.monotonic() - started}), flush=True)
 
-    pipeline.sweep.TrialTable, pipeline.sweep._run_trial = Table, fake_trial
+    pipeline.sweep.TrialTable = Table
     file = write_experiment(folder, SWEEP.format(trials=trials))
     values = load_values(str(file), [f"tracking.uri={uri}", "sweep.max_concurrent=2", "ray.cpus_per_worker=1"])
-    _, found = pipeline.sweep.run_sweep(pipeline.sweep.make_plan(values), say=lambda line: None)
+    _, found = pipeline.sweep.run_sweep(pipeline.sweep.make_plan(values), lambda line: None, fake_trial)
     tell(len(found))
     assert [(trial.epochs, trial.status) for trial in found] == [(EPOCHS, "FINISHED")] * trials
 

@@ -24,8 +24,8 @@ def read(path: Path) -> list[dict]:
 def account(events: list[dict], steps_per_epoch: int, committed: str) -> Account:
     """Replay a ledger. committed: the word for a checkpoint that counts, `written` or `stored`.
 
-    A process that begins an epoch at a batch takes back all from there on. It must begin neither before the newest
-    checkpoint that counts nor past what was done.
+    A process that begins an epoch at a batch takes back all from there on, of ranks that are no more too. It must begin neither
+    before the newest checkpoint that counts nor past what was done.
     """
     counted: dict[int, dict[Place, list[int]]] = {}
     redone, lost, faults, safe = [], [], [], 0
@@ -46,14 +46,16 @@ def account(events: list[dict], steps_per_epoch: int, committed: str) -> Account
             again = [place for place in mine if place >= here]
             if step < safe:
                 faults.append(f"went on from step {step} although the checkpoint of step {safe} was {committed}")
-            if step > len(mine):
+            if event["rank"] == 0 and step > len(mine):  # another rank may be new
                 faults.append(f"went on from step {step} after {len(mine)} steps")
             if again and event["rank"] == 0:
                 redone.append(len(again))
                 moment = max(heard.values())
                 lost.append(moment - since.get(step, moment))  # killed between writing and noting: it was just now
-            for place in again:
-                del mine[place]
+            for gone in counted:
+                if gone == event["rank"] or gone >= event["world"]:
+                    for place in [place for place in counted[gone] if place >= here]:
+                        del counted[gone][place]
             since[step] = now  # what is lost from here on was done after this moment
         elif what == "batch":
             place = (event["epoch"], event["batch"])

@@ -51,11 +51,12 @@ class TwoNodes:
             time.sleep(self.draw.uniform(0, 6))
             if not run.running():
                 return done
-            self._kill_raylet()
+            self.kill_node()
             self.add_node()
         return most
 
-    def _kill_raylet(self) -> None:
+    def kill_node(self) -> None:
+        """The second: its raylet, and with it all that runs there."""
         for process in psutil.Process(self.node.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name() == "raylet":

@@ -43,7 +43,7 @@ def record() -> None:
 
     @functools.wraps(batches_of)
     def noted_epoch(self, epoch, start_batch=0):
-        note("begun", rank=place()[0], epoch=epoch, batch=start_batch)
+        note("begun", rank=place()[0], world=place()[1], epoch=epoch, batch=start_batch)
         for i, batch in enumerate(batches_of(self, epoch, start_batch), start=start_batch):
             note("batch", rank=place()[0], epoch=epoch, batch=i, images=batch.image_ids.tolist())
             yield batch

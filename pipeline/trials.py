@@ -1,0 +1,178 @@
+"""One trial of a sweep: what its process does, and what became of it."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pipeline import repeats, space
+from pipeline.config import Experiment, experiment_of, to_yaml
+from pipeline.errors import ClusterError, StorageError
+from pipeline.site import Site, absolute
+from pipeline.storage.checkpoints import remove_others
+from pipeline.tracking.facts import environment_tags, flat_params
+from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run
+from pipeline.train import Address, fit
+from tood.config import identity, to_dict
+from tood.errors import ToodError
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep was asked to do; written to its folder before anything starts."""
+
+    sweep: str  # unique name
+    values: Values  # the experiment's values, to which each trial adds its own
+    trials: list[Values] | None  # None: Optuna asks for one at a time
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a trial."""
+
+    id: str
+    values: Values
+    run_id: str  # MLflow's
+    params: dict[str, Any]
+    best: float | None
+    best_epoch: int
+    prefix: str  # best checkpoint in the store
+    epochs: int
+    seconds: float
+    status: str  # FINISHED, STOPPED (by the scheduler or the budget) or FAILED
+    error: str = ""
+
+
+def describe(axes: Values, trial: Values) -> str:
+    """A trial's own settings in a few words."""
+    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in space.short_names(axes, trial).items())
+
+
+def run_trial(plan: Plan, site: Site, gpus: float, values: Values) -> None:
+    """The driver of one trial, in a process of its own: an MLflow run around a training run."""
+    train_trial(plan, site, gpus, tune.get_context().get_trial_id(), values)
+
+
+def train_trial(
+    plan: Plan,
+    site: Site,
+    gpus: float,
+    trial_id: str,
+    values: Values,
+    *,
+    stop_after: int | None = None,
+    handed_over: str = "",
+    tags: Values | None = None,
+) -> None:
+    """Train a trial, for the first time or on: to its end, or until `stop_after` epochs are done. handed_over: see `fit`."""
+    experiment = absolute(experiment_of(plan.values, values))
+    told = describe(experiment.sweep.space, values)
+    tracked = Run.open(
+        site.tracking,
+        site.experiment_id,
+        identity=identity_of(plan, trial_id),
+        name=told[:200],
+        tags={SWEEP: plan.sweep, "tood.trial": trial_id, "tood.kind": "trial", "config_hash": experiment.hash}
+        | {CONFIGURATION: repeats.configuration_of(identity(experiment))}
+        | environment_tags()
+        | (tags or {}),
+    )
+    tracked.params(_params(experiment, values))
+    tracked.text(to_yaml(experiment), "experiment.yaml")
+    address = Address(
+        run=run_name(plan, trial_id),
+        store=site.store_url,
+        tracking=site.tracking,
+        mlflow_run=tracked.run_id,
+        ray_storage=site.ray_storage(experiment, plan.sweep),
+        label=f"[{told}] ",
+    )
+    try:
+        fit(
+            experiment,
+            address,
+            gpus=gpus,
+            stop_after=stop_after,
+            handed_over=handed_over,
+            metric=experiment.sweep.metric,
+            callbacks=[TuneReportCallback()],
+        )
+    except BaseException:
+        tracked.finish("FAILED")
+        raise
+    tracked.finish("FINISHED")
+
+
+def outcome(
+    plan: Plan, site: Site, trial_id: str, values: Values, reached: Values, error: str, *, may_go_on: bool = False
+) -> Trial:
+    """What became of a trial, said in its MLflow run too. reached: `Progress.result()` as Tune had it last, and time_total_s.
+
+    may_go_on: a resume may still take it up, if it was stopped.
+    """
+    experiment = absolute(experiment_of(plan.values, values))
+    epochs = reached.get("epoch", 0)
+    done = reached.get("last") or epochs >= experiment.train.epochs  # early stopping ends a trial before its last epoch
+    status = "FAILED" if error else "FINISHED" if done else "STOPPED"
+    told = describe(experiment.sweep.space, values)
+    run = site.tracking, site.experiment_id, identity_of(plan, trial_id)
+    tracked = Run.find(*run) or Run.open(*run, name=told[:200])  # it may have failed before it had one
+    tracked.tags({"tood.outcome": status.lower()})
+    if reached.get("best_prefix"):
+        tracked.tags({CHECKPOINT: site.store.url_of(reached["best_prefix"])})
+        tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": reached["best"]}, step=0)
+    if status == "STOPPED" and not may_go_on:  # what it would go on from can go
+        with suppress(StorageError):
+            remove_others(site.store, run_name(plan, trial_id), {reached.get("best_prefix", "")})
+    tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
+    return Trial(
+        id=trial_id,
+        values=values,
+        run_id=tracked.run_id,
+        params=_params(experiment, values),
+        best=reached.get("best") if reached.get("best_prefix") else None,
+        best_epoch=reached.get("best_epoch", 0),
+        prefix=reached.get("best_prefix", ""),
+        epochs=epochs,
+        seconds=reached.get("time_total_s", 0.0),
+        status=status,
+        error=error,
+    )
+
+
+def why(error: BaseException | None) -> str:
+    """What a trial's own error says, without Ray's layers around it; "" for none."""
+    while error is not None:
+        if isinstance(error, ToodError) and not isinstance(error, ClusterError):
+            return str(error) or type(error).__name__
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return lines[-1].strip() if lines else type(error).__name__
+        error = inner
+    return ""
+
+
+def identity_of(plan: Plan, trial_id: str) -> str:
+    """What a trial's MLflow run is found by."""
+    return f"{plan.sweep}/{trial_id}"
+
+
+def run_name(plan: Plan, trial_id: str) -> str:
+    """A trial's name in object storage and in Ray."""
+    return f"{plan.sweep}-{trial_id}"
+
+
+def epochs_of(plan: Plan, values: Values) -> int:
+    """A trial's own: a paper's cells may differ in their schedules."""
+    return experiment_of(plan.values, values).train.epochs
+
+
+def _params(experiment: Experiment, values: Values) -> Values:
+    cell = space.cell_of(experiment.sweep.space, values)
+    named = {} if cell is None else {space.CELL: cell}
+    return named | flat_params(to_dict(experiment), swept=space.swept_keys(experiment.sweep.space))
