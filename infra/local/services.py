@@ -164,13 +164,13 @@ def ray_head(address: str, dashboard_port: int, cpus: int, env: Mapping[str, str
     url = f"http://{HOST}:{dashboard_port}"
     ip, _, port = address.partition(":")
     command = [*_ray_start(ip, cpus), "--head", f"--port={port}", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard_port}"]
-    return Service("ray-head", command, lambda: _expect_nodes(url, token, {ip}), env), url
+    return Service("ray-head", command, lambda: _expect_nodes(url, token, {ip}), _within(address, env)), url
 
 
 def ray_node(address: str, dashboard_url: str, ip: str, cpus: int, env: Mapping[str, str], token: str) -> Service:
     """Another node of the cluster at `address`."""
     command = [*_ray_start(ip, cpus), f"--address={address}"]
-    return Service("ray-node", command, lambda: _expect_nodes(dashboard_url, token, {ip}), env)
+    return Service("ray-node", command, lambda: _expect_nodes(dashboard_url, token, {ip}), _within(address, env))
 
 
 def live_nodes(dashboard_url: str, token: str) -> set[str]:
@@ -196,6 +196,13 @@ def program(name: str) -> str:
     if not found:
         raise StartError(f"{name} is not installed; run `make install`")
     return found
+
+
+def _within(address: str, env: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment that a node hands to its processes. Some of Ray's look for their cluster by this name: with another
+    cluster on the machine they would find that one, and never free what a stopped trial held.
+    """
+    return {**env, "RAY_ADDRESS": address}
 
 
 def _ray_start(ip: str, cpus: int) -> list[str]:

@@ -118,6 +118,7 @@ def test_the_local_stack_asks_for_token_and_password_and_tells_no_process_list(l
     assert "authenticate_request_basic_auth" in written
     for name in ("ray-head", "ray-node"):
         assert by_name[name].env["RAY_AUTH_MODE"] == "token"
+        assert by_name[name].env["RAY_ADDRESS"].startswith("127.0.0.2:")  # else Ray's helpers may find another cluster
         assert (tmp_path / "secrets/ray_token").read_text() == keys["ray_token"]
     for service in local.started:  # anybody on the machine can read a command, its environment its owner alone
         assert not [key for key, value in keys.items() if value in " ".join(map(str, service.command))], service.name
