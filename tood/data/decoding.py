@@ -3,6 +3,7 @@
 import functools
 import importlib
 import io
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,18 +15,19 @@ from torch import Tensor
 from tood.errors import DataError
 
 MAX_PIXELS = 178_000_000  # a larger image is taken for a decompression bomb; Pillow refuses from 178.96 million on
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: 16 bits of four channels, stored as they are
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows more, some run other programs
 _JPEG_MODULE = "torchvision.io"
 
 
-def decode(path: Path) -> Tensor:
-    """An image file as u8 [3,H,W] RGB, in memory [H,W,3]. Grey, CMYK, palette and 16-bit images are converted.
+def decode(path: Path | io.BytesIO) -> Tensor:
+    """An image file, or the content of one, as u8 [3,H,W] RGB, in memory [H,W,3]. Other modes and 16 bits are converted.
 
     The pixels are taken as stored: COCO's boxes refer to them, so an EXIF orientation is not applied.
     Raises DataError for files that are missing, broken, truncated or of more than MAX_PIXELS.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        data = np.frombuffer(path.getbuffer(), dtype=np.uint8) if isinstance(path, io.BytesIO) else _read(path)
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:  # reads the header alone
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -44,6 +46,12 @@ def decode(path: Path) -> Tensor:
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bad data
         problem = f"cannot be decoded: {error}"
     raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
+
+
+def _read(path: Path) -> np.ndarray:
+    if os.path.getsize(path) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES // 10**6} MB")
+    return np.fromfile(path, dtype=np.uint8)
 
 
 def modules(paths: Iterable[Path]) -> list[str]:

@@ -1,5 +1,6 @@
 """Every kind of image file, whole and broken; both decoders of JPEG see the same pixels."""
 
+import io
 import multiprocessing.forkserver
 import struct
 import zlib
@@ -34,6 +35,13 @@ def test_decodes_rgb_exactly(photo):
     image = decode(photo)
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), gradient())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_content_is_decoded_as_its_file(tmp_path, suffix):
+    Image.fromarray(gradient()).save(tmp_path / f"image.{suffix}")
+    content = io.BytesIO((tmp_path / f"image.{suffix}").read_bytes())
+    assert torch.equal(decode(content), decode(tmp_path / f"image.{suffix}"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +88,13 @@ def test_broken_files_name_their_path(tmp_path, photo):
             decode(tmp_path / name)
     with pytest.raises(DataError, match="no such file"):
         decode(tmp_path / "gone.jpg")
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    with (tmp_path / "hole.jpg").open("wb") as file:
+        file.truncate(10**13)
+    with pytest.raises(DataError, match=r"hole\.jpg: cannot be decoded: it has more than 1424 MB"):
+        decode(tmp_path / "hole.jpg")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
