@@ -5,6 +5,7 @@ import os
 # Ray and MLflow read these when they are imported, so they are set before anything here imports it; a person's own settings win.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll; Ray's own is 2 s
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # finds a worker that froze after its last exchange; Ray's own is 600
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every progress line appears twice
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TQDM_PATCH_PRINT": "0",  # a print that Ray has put its own in place of cannot be saved with a sweep's callbacks
