@@ -19,7 +19,7 @@ from tood.bench.cases import QUICK, Sizes
 from tood.bench.ratio import Ratio, ratio_of
 from tood.training import train
 
-TURNS, EPOCHS, IMAGES, REPORTS = 3, 6, 12, 10
+TURNS, EPOCHS, IMAGES, REPORTS = 3, 6, 6, 10
 EPOCH_SECONDS, LOOKS = "perf/epoch_seconds", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
