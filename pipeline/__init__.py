@@ -3,7 +3,7 @@
 import os
 
 # Ray and MLflow read these when they are imported, so they are set before anything here imports it; a person's own settings win.
-SETTINGS = {
+for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll; Ray's own is 2 s
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # finds a worker that froze after its last exchange; Ray's own is 600
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every progress line appears twice
@@ -14,6 +14,5 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the table of trials is ours
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere unasked
     "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-for _name, _value in SETTINGS.items():
+}.items():
     os.environ.setdefault(_name, _value)

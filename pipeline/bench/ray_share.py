@@ -28,7 +28,7 @@ def share(sizes: Sizes, device: torch.device, seconds: float) -> Iterator[Ratio]
     from mlflow import MlflowClient
 
     from pipeline import cluster
-    from pipeline.bench.experiment import small_experiment
+    from pipeline.bench.experiment import quietly, small_experiment
     from pipeline.runs import train_run
     from pipeline.site import absolute, prepare
 
@@ -40,13 +40,13 @@ def share(sizes: Sizes, device: torch.device, seconds: float) -> Iterator[Ratio]
         values["train"] |= {"evaluate_every": 1000, "batch_size": 2}
         values["data"] |= {"long_side": 320, "short_side": 240}
         experiment = absolute(experiment_of(values))
-        with cluster.connected(experiment.ray, 1 + cluster.TRIAL_CPUS, say=_quietly):
+        with cluster.connected(experiment.ray, 1 + cluster.TRIAL_CPUS, say=quietly):
             site = prepare(experiment)
             for turn in range(1 if quick else TURNS):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                     plain.append(process.submit(_plainly, experiment, root / f"plain{turn}").result())
                 with redirect_stdout(StringIO()):
-                    _, tracked = train_run(experiment, site, f"bench-{turn}", say=_quietly)
+                    _, tracked = train_run(experiment, site, f"bench-{turn}", say=quietly)
                 tracked.finish("FINISHED")
                 history = MlflowClient(site.tracking).get_metric_history(tracked.run_id, EPOCH_SECONDS)
                 by_ray.append([metric.value for metric in history])
@@ -84,7 +84,3 @@ def _reports(root: Path) -> list[float]:
     config = ray_train.RunConfig(name="reports", storage_path=str(root / "ray"), logging_config=LoggingConfig(log_level="WARNING"))
     TorchTrainer(work, scaling_config=ray_train.ScalingConfig(num_workers=1), run_config=config).fit()
     return json.loads(file.read_text())
-
-
-def _quietly(text: str) -> None:
-    pass

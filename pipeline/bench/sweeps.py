@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline import cluster
-from pipeline.bench.experiment import small_experiment
+from pipeline.bench.experiment import quietly, small_experiment
 from pipeline.config import experiment_of, to_yaml
 from pipeline.site import Site
 from pipeline.sweep import Plan, Values, make_plan, run_sweep
@@ -38,13 +38,13 @@ def overheads(sizes: Sizes, device: torch.device, seconds: float) -> Iterator[Gr
     with tempfile.TemporaryDirectory(prefix="tood-bench-") as folder:
         root = Path(folder)
         values = _values(root)
-        with cluster.connected(experiment_of(values).ray, 1 + cluster.TRIAL_CPUS, say=_quietly):
+        with cluster.connected(experiment_of(values).ray, 1 + cluster.TRIAL_CPUS, say=quietly):
             for count in counts:
                 started = time.perf_counter()
                 plan = make_plan(values | {"sweep": values["sweep"] | {"samples": count}})
                 plan = replace(plan, sweep=f"{plan.sweep}-{count}")
                 took = {"plan": time.perf_counter() - started}
-                run_sweep(plan, _quietly, _learn_nothing)
+                run_sweep(plan, quietly, _learn_nothing)
                 whole = time.perf_counter() - started
                 for part in PARTS[1:]:
                     files = (root / "took").glob(f"{plan.sweep}-*-{part}")
@@ -96,7 +96,3 @@ def _nothing() -> None:
 
 def _note(plan: Plan, trial_id: str, part: str, started: float) -> None:
     (Path(plan.values["output"]) / "took" / f"{plan.sweep}-{trial_id}-{part}").write_text(str(time.perf_counter() - started))
-
-
-def _quietly(text: str) -> None:
-    pass

@@ -18,4 +18,4 @@ def _bench(options: argparse.Namespace) -> int:
     from pipeline.bench.sweeps import overheads
     from tood.bench.command import run
 
-    return run(options, {SWEEP: overheads, RAY: share})
+    return run(options, {SWEEP: overheads}, {RAY: share})

@@ -26,25 +26,27 @@ GROUPS = {
 }
 
 
-Measuring = Callable[[cases.Sizes, torch.device, float], Iterator[Growth | Ratio]]
-TITLES = {Growth: "cost follows size to the power of", Ratio: "how many times as long"}
+Growing = Callable[[cases.Sizes, torch.device, float], Iterator[Growth]]
+Comparing = Callable[[cases.Sizes, torch.device, float], Iterator[Ratio]]
 
 
-def run(options: argparse.Namespace, more: Mapping[str, Measuring] | None = None) -> int:
+def run(
+    options: argparse.Namespace, growing: Mapping[str, Growing] | None = None, comparing: Mapping[str, Comparing] | None = None
+) -> int:
     """Measure and print. Raises ConfigError for what cannot be measured, DataError where photographs cannot be read.
 
-    more: what else is measured, by name.
+    growing, comparing: what else is measured, by name.
     """
-    measuring = {GROWTH: growths, **(more or {})}
-    names, data = _wanted(options.settings, (*GROUPS, *measuring))
-    if options.plot and GROWTH not in names:
-        raise ConfigError(f"--plot shows how costs grow; add {GROWTH}")
+    growing, comparing = {GROWTH: growths, **(growing or {})}, comparing or {}
+    names, data = _wanted(options.settings, (*GROUPS, *growing, *comparing))
+    if options.plot and not growing.keys() & set(names):
+        raise ConfigError(f"--plot shows how costs grow; add {' or '.join(growing)}")
     if options.seconds < 0 or (options.threads is not None and options.threads < 1):
         raise ConfigError("--seconds and --threads: expected positive numbers")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)
-        found = _measure(names, data, options, measuring)
+        found = _measure(names, data, options, growing, comparing)
     finally:
         torch.set_num_threads(threads)
     if options.json:
@@ -53,7 +55,11 @@ def run(options: argparse.Namespace, more: Mapping[str, Measuring] | None = None
 
 
 def _measure(
-    names: Sequence[str], data: DataConfig | None, options: argparse.Namespace, measuring: Mapping[str, Measuring]
+    names: Sequence[str],
+    data: DataConfig | None,
+    options: argparse.Namespace,
+    growing: Mapping[str, Growing],
+    comparing: Mapping[str, Comparing],
 ) -> dict[str, Any]:
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,12 +80,16 @@ def _measure(
                 say(f"\n{text}")
     if found["rows"]:
         say(f"\n{legend(found['rows'])}")
-    for name in [name for name in names if name in measuring]:
-        for number, measured in enumerate(measuring[name](sizes, device, options.seconds)):
-            if number == 0:
-                say(f"\n{name}: {TITLES[type(measured)]}")
-            found["growth" if isinstance(measured, Growth) else "ratios"].append(measured)
-            say(growth_line(measured) if isinstance(measured, Growth) else ratio_line(measured))
+    for name in [name for name in names if name in growing]:
+        say(f"\n{name}: cost follows size to the power of")
+        for growth in growing[name](sizes, device, options.seconds):
+            found["growth"].append(growth)
+            say(growth_line(growth))
+    for name in [name for name in names if name in comparing]:
+        say(f"\n{name}: how many times as long")
+        for ratio in comparing[name](sizes, device, options.seconds):
+            found["ratios"].append(ratio)
+            say(ratio_line(ratio))
     if options.plot:
         draw(found["growth"], options.plot)
     return found | {key: [row._asdict() for row in found[key]] for key in ("rows", "growth", "ratios")}
