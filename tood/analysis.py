@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tood.data.batches import eval_loader
 from tood.data.coco import CocoData
+from tood.data.loaders import eval_loader
 from tood.detector import Detector
 from tood.error_kinds import NOT_COUNTED, ErrorKinds, error_kinds, kinds_of
 from tood.evaluation import read_truth

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tood.data.batches import eval_loader
 from tood.data.coco import CocoData
+from tood.data.loaders import eval_loader
 from tood.detector import Detector
 from tood.interruption import StoppedError
 from tood.precision import mixed_precision

@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tood.config import DataConfig, identity
-from tood.data.batches import TrainLoader, learnable
 from tood.data.coco import CocoData, read_split
+from tood.data.loaders import TrainLoader, learnable
 from tood.early_stopping import after_epoch, reason
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures

@@ -16,8 +16,8 @@ from tests.ray_head import end_session
 from tests.system.chaos.ledger import account, read
 from tests.system.chaos.nodes import TwoNodes
 from tests.tiny import write_experiment
-from tood.data.batches import TrainLoader
 from tood.data.coco import read_split
+from tood.data.loaders import TrainLoader
 
 pytestmark = pytest.mark.system
 

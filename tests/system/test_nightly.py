@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
 SIGN = ("tood/losses.py", "return 1 - aligned_giou(boxes, targets)", "return 1 + aligned_giou(boxes, targets)")
 LOAD = "[load_sample(order.record, self.config, training=self.training, **order.how) for order in orders]"
-TWICE = ("tood/data/batches.py", f"samples = {LOAD}", f"samples = [{LOAD} for _ in range(2)][-1]")
+TWICE = ("tood/data/loader_processes.py", f"samples = {LOAD}", f"samples = [{LOAD} for _ in range(2)][-1]")
 BUDGET = ["train.optimizer=adamw", "train.lr=0.004", "train.epochs=12", "train.milestones=[10]", "train.evaluate_every=12",
           "train.clip_norm=35", "model.backbone.frozen_stages=4"]  # fmt: skip
 QUICK = [*BUDGET, "train.epochs=2", "train.milestones=[1]", "train.evaluate_every=2"]

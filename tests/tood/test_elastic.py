@@ -14,8 +14,8 @@ import torch
 from tests.tood.tiny_recipe import recipe, weights
 from tood import training
 from tood.config import to_dict
-from tood.data.batches import TrainLoader
 from tood.data.coco import read_split
+from tood.data.loaders import TrainLoader
 from tood.errors import ConfigError
 from tood.interruption import StoppedError
 from tood.recipe import read_recipe

@@ -17,8 +17,8 @@ from tests.tood.tiny_recipe import files, recipe
 from tood import training
 from tood.checkpoint import load_checkpoint
 from tood.config import to_dict
-from tood.data.batches import TrainLoader
 from tood.data.coco import read_split
+from tood.data.loaders import TrainLoader
 from tood.errors import DataError
 from tood.interruption import StoppedError
 from tood.run_state import newest_checkpoint, tidy
@@ -85,8 +85,8 @@ def test_an_epoch_begun_at_a_batch_reads_no_image_of_those_before(data, monkeypa
     config = recipe(data).data
     loader = TrainLoader(read_split(config, "train"), config, batch_size=2, seed=0)
     read = []
-    real = sys.modules["tood.data.batches"].load_sample
-    monkeypatch.setattr("tood.data.batches.load_sample", lambda r, *a, **k: read.append(r.image_id) or real(r, *a, **k))
+    real = sys.modules["tood.data.loader_processes"].load_sample
+    monkeypatch.setattr("tood.data.loader_processes.load_sample", lambda r, *a, **k: read.append(r.image_id) or real(r, *a, **k))
     whole = [batch.image_ids.tolist() for batch in loader.epoch(5)]
     read.clear()
     assert [batch.image_ids.tolist() for batch in loader.epoch(5, start_batch=3)] == whole[3:]

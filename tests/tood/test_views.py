@@ -9,9 +9,10 @@ from tests.tiny import write_dataset
 from tests.tood.test_postprocess import PRIORS, SCALES, SIZES, K, N, make_predictions, slow_nms
 from tests.tood.tiny_recipe import recipe
 from tood.config import PredictConfig, TTAConfig
-from tood.data.batches import eval_loader, normalise, stack_images
+from tood.data.batches import normalise, stack_images
 from tood.data.coco import read_split
 from tood.data.decoding import decode
+from tood.data.loaders import eval_loader
 from tood.data.transforms import flip_boxes, resize, resize_shape
 from tood.detector import Detector
 from tood.detectors import build_detector

@@ -13,8 +13,8 @@ from PIL import Image
 from tood.bench.cases import COCO_CLASSES, Case, Group, Sizes
 from tood.bench.parts import loading
 from tood.config import DataConfig, SplitConfig
-from tood.data.batches import TrainLoader
 from tood.data.coco import read_split
+from tood.data.loaders import TrainLoader
 from tood.evaluation import coco_figures, read_truth
 from tood.results import Detections
 

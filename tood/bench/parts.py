@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid
 
 from tood.bench.timing import Operation
 from tood.config import PredictConfig, TrainConfig
-from tood.data.batches import Batch, TrainLoader, normalise
+from tood.data.batches import Batch, normalise
+from tood.data.loaders import TrainLoader
 from tood.data.targets import Targets
 from tood.detector import Detector
 from tood.errors import ConfigError

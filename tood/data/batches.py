@@ -1,35 +1,19 @@
-"""From samples to batches: which images come together, the loader processes, padding and normalising.
+"""What a batch is: samples stacked, padded, and normalised for a backbone.
 
-Shapes: B images of a batch, H x W their padded size, I images of the data set.
+Shapes: B images of a batch, H x W their padded size.
 """
 
 import functools
-import hashlib
-import itertools
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
-from tood.data import decoding
-from tood.data.cache import with_cache
-from tood.data.coco import CocoData
-from tood.data.mixing import ALONE, Pairing, Partners
-from tood.data.record import ImageRecord
-from tood.data.sampler import TrainSampler
 from tood.data.targets import Targets, pad_targets
-from tood.data.transforms import Sample, load_sample, resize, resize_shape
-from tood.errors import DataError, ToodError
+from tood.data.transforms import Sample, resize
 
 MULTIPLE = 32  # batches are padded to a multiple of it: the stride of C5
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, of 0..255
@@ -101,7 +85,7 @@ def _statistics(device: torch.device, pixels: str) -> tuple[Tensor, Tensor]:
 def stack_images(images: Sequence[Tensor], canvas: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """u8 images [3,h,w] of any sizes -> u8 [B,3,H,W], padded to `canvas` or a common multiple of 32, and their sizes i64 [B,2]."""
     sizes = torch.tensor([image.shape[1:] for image in images])
-    stacked = _empty(len(images), *(canvas or _padded(*sizes.amax(0).tolist())), images[0].device)
+    stacked = _empty(len(images), *(canvas or padded(*sizes.amax(0).tolist())), images[0].device)
     for i, image in enumerate(images):
         height, width = image.shape[1:]
         stacked[i, :, :height, :width] = image
@@ -115,13 +99,18 @@ def _empty(count: int, height: int, width: int, device: torch.device) -> Tensor:
     return torch.empty((count, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
 
 
+def padded(height: int, width: int) -> tuple[int, int]:
+    """The size that images of [height, width] are padded to."""
+    return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
+
+
 def buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
     """(height, width) of what training batches are padded to, the smallest first: landscape, portrait, and both in one batch."""
     short, long = sorted((config.short_side, config.long_side))
     sides = {short + (long - short) * k / config.buckets for k in range(1, config.buckets + 1)}
-    landscape = {_padded(short, math.ceil(side)) for side in sides}
+    landscape = {padded(short, math.ceil(side)) for side in sides}
     portrait = {(width, height) for height, width in landscape}
-    return tuple(sorted(landscape | portrait | {_padded(long, long)}, key=lambda shape: (math.prod(shape), shape)))
+    return tuple(sorted(landscape | portrait | {padded(long, long)}, key=lambda shape: (math.prod(shape), shape)))
 
 
 def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = ()) -> Batch | Decoded:
@@ -145,206 +134,3 @@ def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = (
     for i, (sample, (height, width)) in enumerate(zip(samples, shapes, strict=True)):
         stacked[i, :, :height, :width] = sample.image
     return Decoded(stacked, shapes, sizes, canvas, batch)
-
-
-# -- training: every image once an epoch, in `tood.data.sampler`'s order ---------------------------------------------
-
-
-def learnable(data: CocoData, config: DataConfig) -> list[ImageRecord]:
-    """The images to train on: those with an object (a crowd is none), or all under keep_empty. Raises DataError for none."""
-    images = [r for r in data.images if config.keep_empty or not r.crowd.all()]
-    if not images:
-        raise DataError(f"{data.annotations}: no image has an object to learn; annotate some, or train on other data")
-    return images
-
-
-class TrainLoader:
-    """Batches for training on one rank; one object serves all epochs, so that its loader processes start once."""
-
-    def __init__(
-        self,
-        data: CocoData,
-        config: DataConfig,
-        *,
-        batch_size: int,
-        seed: int,
-        epochs: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        """batch_size: images of this rank; epochs: of the whole training, None: without end. Raises DataError like `learnable`."""
-        self.images, self.augment = learnable(data, config), config.augment
-        if config.cache:
-            self.images = with_cache(self.images, Path(config.cache).expanduser(), config.cache_gb)
-        self.mixing_ends = math.inf if epochs is None else epochs - config.augment.last_epochs_off
-        landscape = np.array([r.width >= r.height for r in self.images])
-        self.sampler = TrainSampler(landscape, batch_size=batch_size, seed=seed, rank=rank, world=world)
-        self._loader = Loader(config, self.images, training=True)
-
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return len(self.sampler)
-
-    def order(self, epoch: int) -> str:
-        """Twelve hex digits for which images make up which batches of an epoch, over all ranks."""
-        ids = np.array([record.image_id for record in self.images], dtype=np.int64)
-        return hashlib.sha256(ids[self.sampler.all_batches(epoch)].tobytes()).hexdigest()[:12]
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from start_batch on, equal to those of an uninterrupted epoch.
-
-        The batches before it are skipped without reading a file. Starting an epoch ends the one before.
-        """
-        seed, pairing = self.sampler.seed, None
-        if (self.augment.mosaic or self.augment.mixup) and epoch < self.mixing_ends:
-            pairing = Pairing(self.images, self.augment, seed, epoch)
-        self._loader.work[:] = [
-            [
-                Order(self.images[i], (seed, epoch, self.images[i].image_id % 2**64), pairing.of(i) if pairing else ALONE)
-                for i in batch
-            ]
-            for batch in self.sampler.batches(epoch)[start_batch:].tolist()
-        ]
-        return iter(self._loader)
-
-    def close(self) -> None:
-        self._loader.close()
-
-
-# -- evaluation: every image exactly once over all ranks -------------------------------------------------------------
-
-
-def eval_loader(
-    data: CocoData,
-    config: DataConfig,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    scales: Sequence[float] = (1.0,),
-) -> "Loader":
-    """Batches of images that have the same padded size, dealt out to the ranks in turn, the largest first.
-
-    No batch adds padding to what an image has alone, so that results depend neither on batch_size nor on world.
-    The last batch of a size may be smaller, and a rank may get a batch less than another (or none at all).
-    scales: times the configuration's sides; each batch comes once for each of them, one after the other.
-    """
-    loader = Loader(config, data.images, training=False)
-    bounds = [(config.long_side * scale, config.short_side * scale) for scale in scales]
-    padded = {r.image_id: [_padded(*resize_shape(r.height, r.width, *sides)) for sides in bounds] for r in data.images}
-    by_size = sorted(data.images, key=lambda r: (-sum(map(math.prod, padded[r.image_id])), padded[r.image_id], r.image_id))
-    batches = []
-    for _, alike in itertools.groupby(by_size, key=lambda r: padded[r.image_id]):
-        while batch := list(itertools.islice(alike, batch_size)):
-            batches.append(batch)
-    loader.work[:] = [[Order(r, scale=scale) for r in batch] for batch in batches[rank::world] for scale in scales]
-    return loader
-
-
-# -- loader processes ------------------------------------------------------------------------------------------------
-
-
-class Order(NamedTuple):
-    """What a loader process needs to know of a sample."""
-
-    record: ImageRecord
-    seed: tuple[int, ...] = ()  # of its randomness
-    partners: Partners = ALONE  # the images to be mixed with it
-    scale: float = 1.0  # times the configuration's sides
-
-    @property
-    def how(self) -> dict:
-        return {"seed": self.seed, "partners": self.partners, "scale": self.scale}
-
-
-class Loader:
-    """Iterates over the batches that `work` lists; can be iterated again, after a change of `work` too.
-
-    Loader processes (config.workers; with 0 the caller's own process loads) live from the first iteration to `close`.
-    They get each batch's records with its order, not a copy of the data set, so that their memory stays flat.
-    """
-
-    def __init__(self, config: DataConfig, images: Sequence[ImageRecord], *, training: bool):
-        """images: what there may be work on."""
-        self.work: list[list[Order]] = []  # batches
-        options = {}
-        if config.workers:
-            # Not fork: the trainer has threads (gloo, Ray, MLflow), whose locks a forked child would inherit held; Ray's
-            # documentation forbids it. A fork server is a clean process, and imports the libraries once for all its children.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__, *decoding.modules(record.path for record in images)])
-            options = {"multiprocessing_context": context, "worker_init_fn": _obey_the_trainer, "persistent_workers": True}
-        self._loader = DataLoader(
-            _Batches(config, training),
-            sampler=self.work,
-            batch_size=None,  # an item of `work` is a whole batch
-            collate_fn=_as_it_is,
-            num_workers=config.workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # of its own: each pass draws from it, and the global one must not notice
-            **options,
-        )
-
-    def __len__(self) -> int:
-        return len(self.work)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _raise_errors(iter(self._loader))
-
-    def close(self) -> None:
-        """End the loader processes."""
-        self._loader = None
-
-
-class _Batches(Dataset):
-    """An item of work -> its batch, or the error that a trainer should see (DataLoader would bury it in a traceback)."""
-
-    def __init__(self, config: DataConfig, training: bool):
-        self.config, self.training = config, training
-        self.shapes = buckets(config) if training and config.buckets else ()
-
-    def __getitem__(self, orders: list[Order]) -> Batch | ToodError:
-        try:
-            samples = [load_sample(order.record, self.config, training=self.training, **order.how) for order in orders]
-            return collate(samples, self.shapes)
-        except ToodError as error:
-            return error
-
-
-def _as_it_is(batch: Batch | ToodError) -> Batch | ToodError:
-    return batch
-
-
-def _raise_errors(batches: Iterator[Batch | ToodError]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, ToodError):
-            raise batch
-        yield batch
-
-
-def _obey_the_trainer(_worker: int) -> None:
-    """Let this loader process end when the trainer is killed, or asks for it; and at nobody else's word.
-
-    DataLoader's own watch looks at the parent's process id, which is the fork server's here: that one lives as long as
-    its children, so that both would stay for ever. A SIGTERM to the whole process group is the trainer's to heed, which
-    still needs its batches; one from the trainer is how Python ends loader processes that are left when it exits.
-    """
-    trainer = multiprocessing.parent_process()
-
-    def watch_its_life() -> None:
-        trainer.join()
-        os._exit(1)
-
-    def wait_for_its_word() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
-            pass
-        os._exit(128 + signal.SIGTERM)
-
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where any SIGTERM ends this process
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # here and in the threads begun from here on
-        threading.Thread(target=wait_for_its_word, daemon=True).start()
-    threading.Thread(target=watch_its_life, daemon=True).start()
-
-
-def _padded(height: int, width: int) -> tuple[int, int]:
-    return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE

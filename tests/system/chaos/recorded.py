@@ -31,7 +31,7 @@ def note(what: str, **values: Any) -> None:
 def record() -> None:
     """From now on this process notes what it trains."""
     from tood import training
-    from tood.data.batches import TrainLoader
+    from tood.data.loaders import TrainLoader
     from tood.ranks import place
 
     save, batches_of = training.save, TrainLoader.epoch

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tood.config import DataConfig, config_hash
 from tood.data import cache, transforms
-from tood.data.batches import TrainLoader
 from tood.data.coco import CocoData
+from tood.data.loaders import TrainLoader
 from tood.data.record import ImageRecord
 from tood.data.transforms import decode_record
 from tood.errors import DataError

@@ -13,9 +13,9 @@ from PIL import Image
 
 from tood.config import DataConfig
 from tood.data import decoding
-from tood.data.batches import TrainLoader
 from tood.data.coco import CocoData
 from tood.data.decoding import decode
+from tood.data.loaders import TrainLoader
 from tood.data.record import ImageRecord
 from tood.errors import DataError
 
@@ -126,4 +126,4 @@ def test_loader_processes_have_the_decoder_of_jpegs_from_the_start(tmp_path, pho
     for path in (photo, tmp_path / "a.JPG"):
         record = ImageRecord(1, path, 40, 60, np.float32([[1, 1, 9, 9]]), np.array([0]), np.array([False]))
         TrainLoader(CocoData((record,), ("a",), (1,), Path("a.json"), ""), config, batch_size=1, seed=0).close()
-    assert preloads == [["tood.data.batches"], ["tood.data.batches", "torchvision.io"]]
+    assert preloads == [["tood.data.loader_processes"], ["tood.data.loader_processes", "torchvision.io"]]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tood.config import AugmentConfig, DataConfig
-from tood.data.batches import Batch, TrainLoader
+from tood.data.batches import Batch
 from tood.data.coco import CocoData
 from tood.data.decoding import decode
+from tood.data.loaders import TrainLoader
 from tood.data.mixing import FILL, Pairing, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.data.record import ImageRecord
 from tood.data.transforms import flip_boxes, load_sample, resize
