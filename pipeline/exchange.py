@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from pipeline.config import experiment_of, load_values, merge, parse_overrides
+from pipeline.config import experiment_of, merge
 from pipeline.detect import evaluate_model, image_files, open_model
+from pipeline.experiment_files import load_values, parse_overrides
 from pipeline.registry.models import Version
 from pipeline.registry.registration import register_folder
 from pipeline.site import tracking_address

@@ -13,8 +13,8 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from pipeline.config import load_values
 from pipeline.errors import IntegrityError
+from pipeline.experiment_files import load_values
 from pipeline.publish import conclude
 from pipeline.registry.models import pull
 from pipeline.storage.opening import open_store

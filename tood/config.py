@@ -1,6 +1,6 @@
 """Typed, frozen configuration and the one function that builds it from plain dictionaries.
 
-No YAML here: `pipeline.config` reads files; `build` checks types, ranges and unknown keys of what they hold.
+No YAML here: `pipeline.experiment_files` reads files; `build` checks types, ranges and unknown keys of what they hold.
 A field's metadata says the rest: `low`, `high` bound a number, `identity=False` keeps a field out of the hash
 (paths, addresses, names and other things that do not change results), `later=True` keeps its default out of it.
 """

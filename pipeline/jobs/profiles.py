@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline.config import experiment_of, merge, parse_overrides
+from pipeline.config import experiment_of, merge
+from pipeline.experiment_files import parse_overrides
 from pipeline.tracking.facts import redact
 from tood.config import build
 from tood.errors import ConfigError

@@ -20,8 +20,9 @@ from pathlib import Path
 import yaml
 
 from pipeline.arguments import Parser, children
-from pipeline.config import Experiment, experiment_of, load_values, merge, parse_overrides
+from pipeline.config import Experiment, experiment_of, merge
 from pipeline.errors import ClusterError
+from pipeline.experiment_files import load_values, parse_overrides
 from pipeline.jobs.package import Package, megabytes, pack, project_root
 from pipeline.jobs.profiles import Cluster
 from pipeline.jobs.server import Job, JobServer

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import METRICS, NAME, Experiment, experiment_of, experiments_folder, load_values, merge, parse_overrides
+from pipeline.config import METRICS, NAME, Experiment, experiment_of, merge
+from pipeline.experiment_files import experiments_folder, load_values, parse_overrides
 from tood.bench.parts import OPERATIONS
 from tood.bench.timing import SECONDS
 from tood.config import bounded, build, hash_of, identity, to_dict, unhashed

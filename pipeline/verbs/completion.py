@@ -13,7 +13,7 @@ def add_to(verbs: Verbs) -> None:
 def _completion(options: argparse.Namespace) -> None:
     from pipeline.cli import make_parser
     from pipeline.completion import script
-    from pipeline.config import experiment_names
+    from pipeline.experiment_files import experiment_names
 
     names = [name for name in experiment_names() if not name.startswith("base/")]
     print(script(options.shell, make_parser(), names), end="")

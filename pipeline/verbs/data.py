@@ -47,8 +47,9 @@ def _add_data(added: argparse.ArgumentParser, whose: str) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
     from pipeline.data.check import check_experiment, check_file
+    from pipeline.experiment_files import load_values
 
     if options.settings if options.annotations else options.images:
         raise ToodError(f"tood data check: give an experiment and settings, or {COCO_FILE}")
@@ -70,8 +71,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
     from pipeline.data.stats import stats_of_experiment, stats_of_file
+    from pipeline.experiment_files import load_values
 
     name, settings = experiment_and_settings(options.settings)
     if options.images and not options.annotations:

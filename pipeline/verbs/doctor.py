@@ -15,9 +15,10 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pipeline.config import experiment_of, load_values, parse_overrides
+    from pipeline.config import experiment_of
     from pipeline.doctor.examination import examine
     from pipeline.doctor.finding import render
+    from pipeline.experiment_files import load_values, parse_overrides
     from pipeline.jobs.profiles import find_cluster
 
     name, settings = experiment_and_settings(options.settings)

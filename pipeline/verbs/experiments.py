@@ -37,7 +37,8 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
 
     values = load_values(options.experiment, options.settings)
     experiment = experiment_of(values)  # what is wrong with it is said before anything slow is imported
@@ -51,7 +52,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int | None:
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
 
     values = load_values(options.experiment, options.settings)
     experiment = experiment_of(values)
@@ -74,7 +76,8 @@ def _sweep(options: argparse.Namespace) -> int | None:
 
 
 def _cost(options: argparse.Namespace) -> None:
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
     from tood.cost import count_cost
 
     width, height = options.size
@@ -89,7 +92,8 @@ def _cost(options: argparse.Namespace) -> None:
 
 
 def _experiments(options: argparse.Namespace) -> None:
-    from pipeline.config import experiment_names, experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import experiment_names, load_values
 
     for name in experiment_names():
         if not name.startswith("base/"):

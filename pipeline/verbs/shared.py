@@ -33,7 +33,8 @@ def experiment_and_settings(words: Sequence[str]) -> tuple[str | None, list[str]
 
 def values_and_places(experiment: str | None, settings: Sequence[str]) -> tuple[dict, str, Path]:
     """What an experiment and settings say, tracking's address and the output folder, for verbs that use a finished model."""
-    from pipeline.config import experiment_of, load_values, parse_overrides
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values, parse_overrides
     from pipeline.site import tracking_address
 
     values = load_values(experiment, settings) if experiment else parse_overrides(settings)

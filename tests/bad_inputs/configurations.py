@@ -4,7 +4,8 @@ from tests.bad_inputs.case import Case, Cases, Place, text
 
 
 def _load(place: Place):
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
 
     return experiment_of(load_values(str(place.folder / "x.yaml")))
 

@@ -17,7 +17,8 @@ from tood.checkpoint import ModelInfo, save_checkpoint, save_model
 def make_sound(folder: Path) -> Path:
     from mlflow import MlflowClient
 
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
     from pipeline.tracking.access import connect
     from tood.config import identity
     from tood.detectors import build_detector

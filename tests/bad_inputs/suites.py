@@ -24,7 +24,7 @@ def accuracy(what: str, values: str, where: str, says: str, through_command: boo
 
 
 def _plan(place: Place):
-    from pipeline.config import load_values
+    from pipeline.experiment_files import load_values
     from pipeline.sweep import make_plan
 
     return make_plan(load_values(str(place.folder / "x.yaml")))

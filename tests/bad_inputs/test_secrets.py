@@ -59,7 +59,8 @@ def test_the_search_finds_what_is_there(tmp_path):
 def test_no_canary_is_found_in_anything_that_is_written(work, sound, capfd, caplog):
     """Configurations, runs and artifacts in MLflow's database, checkpoints in a store, a registered model, a job's package."""
     from pipeline.cli import make_parser
-    from pipeline.config import experiment_of, load_values, to_yaml
+    from pipeline.config import experiment_of, to_yaml
+    from pipeline.experiment_files import load_values
     from pipeline.jobs.profiles import find_cluster
     from pipeline.jobs.submit import plan, start
     from pipeline.registry.registration import register_folder

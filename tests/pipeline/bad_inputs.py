@@ -4,7 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.tracking.access import connect
 from tests.tiny import COLOURS, write_experiment
 from tood.checkpoint import ModelInfo, save_model

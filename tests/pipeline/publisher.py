@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.registry.models import Version, publish
 from pipeline.storage.checkpoints import upload_checkpoint
 from pipeline.storage.folder import FolderStore

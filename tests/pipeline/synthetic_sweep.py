@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import sqlalchemy
 
-from pipeline.config import experiment_of, load_values, to_yaml
+from pipeline.config import experiment_of, to_yaml
+from pipeline.experiment_files import load_values
 from pipeline.tracking.access import connect
 from pipeline.tracking.runs import SWEEP, Run, experiment_id
 from tests.tiny import write_experiment

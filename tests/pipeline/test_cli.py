@@ -10,7 +10,8 @@ import yaml
 from PIL import Image
 
 from pipeline.cli import main
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.verbs import experiments
 from tests.tiny import COLOURS, write_experiment
 from tood.checkpoint import ModelInfo, save_model

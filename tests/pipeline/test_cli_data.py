@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from pipeline.cli import main
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
 from pipeline.data.room import leave_all
+from pipeline.experiment_files import load_values
 from tests.tiny import COLOURS, write_experiment
 from tests.web import web_server
 from tood.checkpoint import ModelInfo, save_model

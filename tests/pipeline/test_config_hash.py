@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from pipeline.config import Experiment, experiment_names, experiment_of, load_values
+from pipeline.config import Experiment, experiment_of
+from pipeline.experiment_files import experiment_names, load_values
 from tests.tiny import write_experiment
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
 from pipeline.detect import open_model, predict
+from pipeline.experiment_files import load_values
 from tests.tiny import COLOURS, write_experiment
 from tood.checkpoint import ModelInfo, save_model
 from tood.config import TTAConfig, identity

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import cluster, train
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.sweep import make_plan
 from tests.tiny import write_experiment
 from tood.errors import ConfigError

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.config import COSTS, experiment_names, experiment_of, load_values
+from pipeline.config import COSTS, experiment_of
+from pipeline.experiment_files import experiment_names, load_values
 from pipeline.published import figures_at, measured, target
 from pipeline.space import cell_of
 from pipeline.sweep import describe, make_plan

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
 from pipeline.cost import cost_of
+from pipeline.experiment_files import load_values
 from pipeline.population import bounds, explore, may_change, select
 from pipeline.sweep import make_plan
 from tests.tiny import write_experiment

@@ -5,7 +5,8 @@ import io
 
 import pytest
 
-from pipeline.config import COSTS, SweepConfig, experiment_of, load_values
+from pipeline.config import COSTS, SweepConfig, experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.published import Row, as_csv, figures_at, markdown, measured, not_run, target
 from pipeline.trial_table import TrialTable
 from tests.tiny import write_experiment

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import experiment_names, experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import experiment_names, load_values
 from tood.config import PredictConfig, build, identity
 from tood.detectors import DETECTORS, ModelConfig
 from tood.mmdet.configs import model_config_from_mmdet, predict_config_from_mmdet

@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import publish, repeats
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.publish import conclude
 from pipeline.site import Site
 from pipeline.storage.checkpoints import upload_checkpoint

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import rivals
-from pipeline.config import load_values
+from pipeline.experiment_files import load_values
 from pipeline.registry.promotion import figures_of, promote
 from pipeline.registry.registration import register_folder
 from pipeline.rivals import measure

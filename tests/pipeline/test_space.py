@@ -5,7 +5,8 @@ import random
 import optuna
 import pytest
 
-from pipeline.config import experiment_names, experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import experiment_names, load_values
 from pipeline.space import check_space, grid, sample, suggest, swept_keys
 from pipeline.sweep import make_plan
 from tood.errors import ConfigError

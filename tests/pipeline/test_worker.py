@@ -10,7 +10,8 @@ import torch
 from ray import train as ray_train
 
 from pipeline import worker
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.generations import hand_over, progress_of
 from pipeline.population import Birth
 from pipeline.storage.checkpoints import fetch, latest_of, read_manifest

@@ -16,7 +16,7 @@ from ray import tune
 
 import pipeline.sweep
 import pipeline.trials
-from pipeline.config import load_values
+from pipeline.experiment_files import load_values
 from pipeline.tracking.runs import Run
 from pipeline.trial_table import TrialTable
 from tests.tiny import write_experiment

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from tests.ray_head import end_session
 from tests.system.chaos.ledger import account, read
 from tests.system.chaos.nodes import TwoNodes

@@ -15,7 +15,7 @@ from pathlib import Path
 import pipeline.generations
 import pipeline.train
 import pipeline.trials
-from pipeline.config import load_values
+from pipeline.experiment_files import load_values
 from pipeline.sweep import make_plan, newest_plan, run_sweep
 from tests.tiny import write_experiment
 from tood import training

@@ -59,7 +59,7 @@ def _weights_of_torchvision(ground: Ground) -> None:
 
 def _as_other_files(ground: Ground) -> None:
     """A pickle where JSON, an image, a label or a configuration is expected."""
-    from pipeline.config import load_values
+    from pipeline.experiment_files import load_values
     from pipeline.jobs.profiles import find_cluster
     from tood.data.coco import read_coco
     from tood.data.decoding import decode

@@ -14,7 +14,8 @@ def _yaml(text: Callable[[Ground], str]) -> Callable[[Ground], Any]:
     """A configuration, at each door that reads YAML."""
 
     def attempt(ground: Ground) -> None:
-        from pipeline.config import experiment_of, load_values, parse_overrides
+        from pipeline.config import experiment_of
+        from pipeline.experiment_files import load_values, parse_overrides
         from pipeline.jobs.profiles import find_cluster
         from pipeline.nightly.suite import read_suite
         from tood.data.convert_yolo import read_yaml

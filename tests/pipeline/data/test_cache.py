@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import CacheConfig, experiment_of, load_values
+from pipeline.config import CacheConfig, experiment_of
 from pipeline.data import source as data_source
 from pipeline.data.cache import local_data
 from pipeline.data.pack import pack
 from pipeline.data.room import leave_all
 from pipeline.errors import IntegrityError, StorageError
+from pipeline.experiment_files import load_values
 from tests.tiny import write_dataset, write_experiment
 from tests.web import web_server
 from tood.checkpoint import load_model

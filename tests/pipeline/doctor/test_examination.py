@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
 from pipeline.doctor.examination import run
 from pipeline.doctor.finding import Finding, Patient, render
 from pipeline.errors import StorageError
+from pipeline.experiment_files import load_values
 from tests.servers import free_ports
 from tests.tiny import write_experiment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.config import parse_overrides
+from pipeline.experiment_files import parse_overrides
 from pipeline.jobs.profiles import find_cluster, flatten, words
 from tood.errors import ConfigError
 

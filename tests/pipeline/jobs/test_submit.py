@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeline.cli import main, make_parser
-from pipeline.config import load_values
 from pipeline.errors import ClusterError
+from pipeline.experiment_files import load_values
 from pipeline.jobs.package import pack
 from pipeline.jobs.profiles import Cluster, find_cluster
 from pipeline.jobs.server import Job

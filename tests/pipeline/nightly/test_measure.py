@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pipeline.config import experiment_of, load_values
+from pipeline.config import experiment_of
+from pipeline.experiment_files import load_values
 from pipeline.nightly import measure as module
 from pipeline.nightly.history import Night, alike, before, figures, last_passed, machine_kind, trend
 from pipeline.nightly.judge import Figure

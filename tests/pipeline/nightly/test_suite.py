@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from pipeline.config import experiment_names
+from pipeline.experiment_files import experiment_names
 from pipeline.nightly.suite import (
     AccuracyEntry,
     ParityEntry,

@@ -251,7 +251,8 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _recipe(experiment: Path, epochs: int) -> dict:
-    from pipeline.config import experiment_of, load_values
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
     from tood.config import to_dict
 
     settings = [f"train.epochs={epochs}", f"train.evaluate_every={epochs}", "train.checkpoint_minutes=1e-9", "train.log_every=1"]
