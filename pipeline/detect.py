@@ -1,7 +1,7 @@
 """Use a trained model: detections on images, figures on a data set."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from tood.draw import draw_detections
 from tood.errors import CheckpointError, DataError
 from tood.evaluation import Figures, coco_figures
 from tood.inference import detect_all
+from tood.memory import keep_freed_memory
 from tood.recipe import Recipe
 from tood.results import Detections, merge, results_from_predictions, write_results
 from tood.trained import detector_of, recipe_in
@@ -47,7 +48,10 @@ def open_model(path: Path, values: dict | None = None) -> tuple[Model, Recipe, D
         changed = {key: values[key] for key in ("data", "predict") if key in values}
         changed["data"] = {key: value for key, value in changed.get("data", {}).items() if key != "augment"}  # of training
         recipe = build(Recipe, deep_merge(to_dict(recipe), changed))
-    return model, recipe, detector_of(model, recipe, path).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
+    return model, recipe, detector_of(model, recipe, path).to(device)
 
 
 def require_same_classes(model: Model, data: CocoData) -> None:
@@ -70,10 +74,17 @@ def evaluate_model(path: Path, values: dict, output: Path | None = None) -> tupl
     return coco_figures(val_data.annotations, found), found
 
 
-def predict(path: Path, images: Iterable[str], output: Path, threshold: float, values: dict | None = None) -> list[dict]:
+def predict(
+    path: Path,
+    images: Iterable[str],
+    output: Path,
+    threshold: float,
+    values: dict | None = None,
+    on_image: Callable[[dict, int], None] = lambda found, count: None,
+) -> list[dict]:
     """Draw detections on images and folders of images into `output`, with predictions.json in COCO's results form.
 
-    values: as in `open_model`.
+    values: as in `open_model`. on_image: told of each image as it is done, and how many there are in all.
     The images have no ids of their own: images.json in `output` says which id stands for which file.
     """
     files = image_files(images)
@@ -92,6 +103,7 @@ def predict(path: Path, images: Iterable[str], output: Path, threshold: float, v
         picture.save(output / f"{image_id:04d}-{file.stem}.png")
         found.append(results_from_predictions([image_id], [shown], model.info.category_ids))
         summary.append({"id": image_id, "file_name": str(file), "detections": len(shown["scores"])})
+        on_image(summary[-1], len(files))
     write_results(output / "predictions.json", merge(found))
     (output / "images.json").write_text(json.dumps(summary, indent=1))
     return summary

@@ -1,6 +1,7 @@
 """From finished training to something others use: the best checkpoint registered, a sweep summed up for a person."""
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.storage.checkpoints import read_manifest
 from pipeline.sweep import Plan, Trial, describe
 from pipeline.tracking.facts import environment_tags
 from pipeline.tracking.links import chart_url, compare_url, point_to_sweep, save_sweep_view
-from pipeline.tracking.past_runs import history
+from pipeline.tracking.past_runs import history, set_ranks
 from pipeline.tracking.runs import SWEEP, Run
 from tood.errors import ToodError
 
@@ -94,6 +95,7 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
         (folder / name).write_text(text)
     (folder / "results.json").write_text(json.dumps([t.__dict__ for t in trials], indent=1))
 
+    set_ranks(site.tracking, {t.run_id: rank for rank, g in enumerate(groups, start=1) for t in g.trials if t.run_id})
     summary = Run.open(
         site.tracking,
         site.experiment_id,
@@ -137,10 +139,17 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
     view = save_sweep_view(site.tracking, site.experiment_id, keys, [metric, "val/AP50", "train/loss"])
     point_to_sweep(site.tracking, site.experiment_id, plan.sweep, view, [t.run_id for t in trials])
     start = "" if site.ui == site.tracking else f"   (served by `tood ui output={experiment.output}`)"
+    if sum(g.mean is not None for g in groups) > 1:
+        say(f"is 1 better than 2?  tood compare {plan.sweep}/1 {plan.sweep}/2 --set {_where(experiment)}")
     say(f"pictures:  {folder}/ranking.png, curves.png" + (", report.html" if page.exists() else ""))
     say(f"curves:    {chart_url(site.ui, site.experiment_id, view)}{start}")
     say(f"compare:   {compare_url(site.ui, site.experiment_id, [t.run_id for t in trials])}")
     return version
+
+
+def _where(experiment: Experiment) -> str:
+    """The setting by which other verbs find this experiment's runs."""
+    return f"tracking.uri={experiment.tracking.uri}" if experiment.tracking.uri else f"output={shlex.quote(experiment.output)}"
 
 
 def _told(axes: dict[str, Any], values: dict[str, Any], trial: Trial, own: list[str]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
 from tood.inference import detect_all
 from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, StoppedError, sigterm_heeded
+from tood.memory import keep_freed_memory
 from tood.optimisation import learning_rate, set_rate
 from tood.precision import mixed_precision
 from tood.progress import CheckpointReport, EpochReport, StepReport
@@ -84,6 +85,8 @@ def train(
     """
     rank, world = place()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     _make_deterministic(recipe.train.seed)
     train_data, val_data = read_data(recipe.data)
     loader = _train_loader(recipe, train_data, rank, world)

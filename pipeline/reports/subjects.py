@@ -1,7 +1,8 @@
 """What `tood compare` sets side by side: names of models, files and runs, and the detections behind them.
 
 A name is models:/NAME@alias, a model folder or .safetensors file, a file of detections, an MLflow run's id or identity (a trial's
-is SWEEP/TRIAL), a configuration's hash, or several of these with commas between: the seeds of one configuration.
+is SWEEP/TRIAL), SWEEP/3 (third of the sweep's ranking, with all its seeds), a configuration's hash, or several of these with
+commas between: the seeds of one configuration.
 """
 
 import re
@@ -16,7 +17,7 @@ from pipeline.detect import find_model, open_model, require_same_classes
 from pipeline.repeats import configuration_of
 from pipeline.storage.checkpoints import fetch_url
 from pipeline.tracking.past_runs import PastRun, artifact, experiment_values, run_by_id, runs_tagged
-from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, DETECTIONS, IDENTITY
+from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, DETECTIONS, IDENTITY, RANK, SWEEP
 from tood.config import DataConfig, build
 from tood.data.coco import CocoData, read_split
 from tood.errors import DataError
@@ -24,7 +25,7 @@ from tood.inference import detect_all
 from tood.results import Detections, read_results
 
 FORMS = (
-    "models:/NAME@alias, a model folder, a file of detections, an MLflow run's id, SWEEP/TRIAL, a configuration's hash, "
+    "models:/NAME@alias, a model folder, a file of detections, an MLflow run's id, SWEEP/RANK, a configuration's hash, "
     "or several with commas between"
 )
 FILES = (".json", ".gz")
@@ -103,6 +104,9 @@ class _Reader:
         if re.fullmatch(r"[0-9a-f]{12}", name):
             found = runs_tagged(tracking, CONFIGURATION, name) or runs_tagged(tracking, "config_hash", name)
             return _one_a_seed(run for run in found if run.status == "FINISHED" and run.tags.get("tood.kind") != "sweep")
+        sweep, _, rank = name.rpartition("/")
+        if sweep and rank.isdecimal():
+            return [run for run in runs_tagged(tracking, SWEEP, sweep) if run.tags.get(RANK) == rank]
         return runs_tagged(tracking, IDENTITY, name)[:1]
 
     def _of_run(self, run: PastRun) -> Member:

@@ -1,6 +1,6 @@
 """Runs that are over, read back from MLflow: by id, by a tag, with their artifacts. Few calls, whatever the number of runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ import yaml
 from mlflow.entities import Run as MlflowRun
 
 from pipeline.errors import TrackingError
-from pipeline.tracking.access import explained, mlflow_client
+from pipeline.tracking.access import explained, mlflow_client, patiently
 from pipeline.tracking.facts import redact
-from pipeline.tracking.runs import metric_key
+from pipeline.tracking.runs import OUTAGE_SECONDS, RANK, metric_key
 
 PAGE = 1000  # runs a call
 
@@ -39,6 +39,13 @@ def runs_tagged(uri: str, key: str, value: str) -> list[PastRun]:
         raise TrackingError(f"{value!r} names no run: a name has no quotes")
     with explained(f"runs of MLflow at {redact(uri)}"):
         return [_past(run) for run in _search(uri, f"tags.`{key}` = '{value}'")]
+
+
+def set_ranks(uri: str, ranks: Mapping[str, int]) -> None:
+    """Say on each run, by its id, which place it has in its sweep's ranking."""
+    client = mlflow_client(uri)
+    for run_id, rank in ranks.items():
+        patiently(f"rank of run {run_id}", lambda run_id=run_id, rank=rank: client.set_tag(run_id, RANK, rank), OUTAGE_SECONDS)
 
 
 def artifact(uri: str, run_id: str, path: str, folder: Path) -> Path | None:

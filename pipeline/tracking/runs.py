@@ -36,6 +36,7 @@ IDENTITY = "tood.identity"  # tag: what makes a run the same run again
 SWEEP = "tood.sweep"  # tag: the sweep that a trial's run belongs to
 CONFIGURATION = "tood.configuration"  # tag: the hash apart from the seed, which runs of one configuration share
 CHECKPOINT = "tood.best_checkpoint"  # tag: where the best epoch's checkpoint lies
+RANK = "tood.rank"  # tag: the place of a trial in its sweep's ranking, from 1; the seeds of one configuration share it
 DETECTIONS = "best/detections.json.gz"  # artifact: what the best epoch found on the val split, in COCO's results form
 INCOMPLETE = "tood.artifacts_missing"  # tag: artifacts that could not be stored
 DRIVER = "tood.driver"  # tag: token of the process that drives the run

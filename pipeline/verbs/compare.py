@@ -10,8 +10,8 @@ from pipeline.verbs.shared import RUN, values_and_places
 from tood.errors import ToodError
 
 SUBJECT = (
-    "models:/NAME@alias, a model folder, a file of detections, an MLflow run's id, SWEEP/TRIAL, a configuration's hash, or "
-    "several with commas between, which are seeds of one configuration"
+    "models:/NAME@alias, a model folder, a file of detections, an MLflow run's id, SWEEP/RANK (of its ranking, such as "
+    "demo-5d0a/1), a configuration's hash, or several with commas between, which are seeds of one configuration"
 )
 
 

@@ -2,11 +2,16 @@
 
 import argparse
 import json
+import sys
+import time
 from pathlib import Path
 
 from pipeline.arguments import Verbs, number
 from pipeline.verbs.shared import MODEL, RUN, experiment_and_settings, values_and_places
 from tood.errors import ToodError
+
+FEW = 20  # images that are each told of
+SAY_SECONDS = 5.0  # between two lines of progress
 
 
 def add_to(verbs: Verbs) -> None:
@@ -77,17 +82,37 @@ def _evaluate(options: argparse.Namespace) -> None:
             print(f"{name:<24} " + " ".join(f"{key} {value:.4f}" for key, value in of_class.items()))
 
 
+class _Told:
+    """Says on stderr how far a long prediction is."""
+
+    def __init__(self):
+        self.done, self.began, self.said = 0, time.monotonic(), 0.0
+
+    def __call__(self, found: dict, count: int) -> None:
+        self.done += 1
+        spent = time.monotonic() - self.began
+        if spent - self.said > SAY_SECONDS:
+            left = time.strftime("%H:%M:%S", time.gmtime(spent / self.done * (count - self.done)))
+            print(f"image {self.done}/{count} img/s {self.done / spent:.1f} eta {left}", file=sys.stderr, flush=True)
+            self.said = spent
+
+
 def _predict(options: argparse.Namespace) -> None:
     from pipeline.detect import find_model, predict
 
     values, tracking, output = values_and_places(None, options.set)
     target = Path(options.output)
-    summary = predict(find_model(options.model, tracking, output / "models"), options.images, target, options.threshold, values)
+    model = find_model(options.model, tracking, output / "models")
+    told = _Told()
+    summary = predict(model, options.images, target, options.threshold, values, told)
     if options.json:
         print(json.dumps(summary))
         return
-    for image in summary:
-        print(f"{image['file_name']}: {image['detections']} detections")
+    if len(summary) <= FEW:
+        for image in summary:
+            print(f"{image['file_name']}: {image['detections']} detections")
+    else:
+        print(f"{sum(image['detections'] for image in summary)} detections in {len(summary)} images")
     print(f"{len(summary)} pictures and predictions.json in {target}")
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.config import experiment_of
 from pipeline.detect import open_model, predict
 from pipeline.experiment_files import load_values
+from pipeline.verbs import models as verbs
 from tests.tiny import COLOURS, write_experiment
 from tood.checkpoint import ModelInfo, save_model
 from tood.config import TTAConfig, identity
@@ -37,6 +39,17 @@ def test_a_user_may_ask_for_further_views(model, tmp_path):
     assert detector.predict_config.tta == TTAConfig(scales=(1.0, 2.0))
     with pytest.raises(ConfigError, match=r"predict: tta: its views are merged by NMS"):
         open_model(model, {"predict": {"nms": False, "tta": {"flip": True}}})
+
+
+def test_a_long_prediction_says_how_far_it_is_and_a_short_one_what_it_found(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verbs, "SAY_SECONDS", 0.0)
+    for count in (2, verbs.FEW + 1):
+        images = [str(model.parent / "data/val/1.png")] * count
+        assert main(["predict", str(model), *images, "--output", str(tmp_path / str(count)), "--threshold", "0"]) == 0
+        said = capsys.readouterr()
+        assert f"image {count}/{count} img/s" in said.err
+        assert len(said.out.splitlines()) == (3 if count == 2 else 2)
+        assert said.out.splitlines()[-1].startswith(f"{count} pictures")
 
 
 def test_what_an_experiment_says_of_training_images_is_no_matter_when_a_model_is_used(model):

@@ -158,3 +158,7 @@ def test_the_best_configurations_best_seed_is_registered_and_the_report_is_there
     (summary,) = client.search_runs([site.experiment_id], "tags.`tood.kind` = 'sweep'")
     assert {"report.html", "ranking.md"} <= {file.path for file in client.list_artifacts(summary.info.run_id)}
     assert any("report.html" in line for line in said)
+    ranks = [client.get_run(outcome.run_id).data.tags["tood.rank"] for outcome in outcomes]
+    assert ranks == ["1" if outcome.values["model.objective.alpha"] == 0.5 else "2" for outcome in outcomes]
+    (hint,) = [line for line in said if line.startswith("is 1 better than 2?")]
+    assert hint.endswith(f"tood compare {plan.sweep}/1 {plan.sweep}/2 --set output={tmp_path}")

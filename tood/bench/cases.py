@@ -58,6 +58,7 @@ class Group(NamedTuple):
     cases: list[Case]
     warm_ups: int = 2
     rounds: int = 5  # at least
+    settle: int = 0  # calls before each that counts
 
 
 PEER = "mmdetection 3.3.0, mmcv 2.1.0; 2 quiet cores, AMD EPYC, another day"
@@ -80,7 +81,14 @@ def steps(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         Case("TAL, bf16", step(model, optimizer, batch, bf16, LAST)),
         Case("TAL, bf16, channels last", step(wide, wide_optimizer, batch, bf16, LAST)),
     ]
-    yield Group("step", f"TOOD R-{sizes.depth}, 2 images of {sizes.step}x{sizes.step}, 8 objects each", cases, rounds=3)
+    yield Group(
+        "step",
+        f"TOOD R-{sizes.depth}, 2 images of {sizes.step}x{sizes.step}, 8 objects each",
+        cases,
+        warm_ups=1,
+        rounds=3,
+        settle=1,
+    )
 
 
 def assignments(sizes: Sizes, device: torch.device) -> Iterator[Group]:
@@ -147,7 +155,7 @@ def inferences(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         Case("fp32, channels last", detecting(wide, False), 1.03),
         Case("bf16, channels last", detecting(wide, True), 1.03),
     ]
-    yield Group("infer", f"TOOD R-{sizes.depth}, 1 image of {sizes.detect}x{sizes.detect}", cases)
+    yield Group("infer", f"TOOD R-{sizes.depth}, 1 image of {sizes.detect}x{sizes.detect}", cases, warm_ups=1, settle=1)
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------

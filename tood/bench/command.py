@@ -14,6 +14,7 @@ from tood.bench.ratio import Ratio
 from tood.bench.report import growth_line, legend, machine, machine_line, measure, profiles, ratio_line, table
 from tood.config import DataConfig, build
 from tood.errors import ConfigError
+from tood.memory import keep_freed_memory
 
 GROUPS = {
     "step": cases.steps,
@@ -63,6 +64,8 @@ def _measure(
 ) -> dict[str, Any]:
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as training and detection do
     sizes = cases.QUICK if options.quick else cases.FULL
     found: dict[str, Any] = {"machine": machine(), "rows": [], "growth": [], "ratios": []}
     say(machine_line(found["machine"]))

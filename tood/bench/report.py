@@ -39,7 +39,7 @@ class Row(NamedTuple):
 def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
     """The cases of a group and the reference operation, in turn."""
     operations = {case.name: case.operation for case in group.cases}
-    turns = Turns({**operations, REFERENCE: reference_operation(device)}, device)
+    turns = Turns({**operations, REFERENCE: reference_operation(device)}, device, group.settle)
     turns.warm_up(group.warm_ups)
     turns.run(seconds, group.rounds)
     first, reference = turns.times[group.cases[0].name], statistics.median(turns.times[REFERENCE])

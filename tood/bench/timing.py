@@ -35,10 +35,14 @@ class Timing(NamedTuple):
 
 
 class Turns:
-    """Operations called one after the other, round by round; `times` are theirs so far. On a GPU each call is waited for."""
+    """Operations called one after the other, round by round; `times` are theirs so far. On a GPU each call is waited for.
 
-    def __init__(self, operations: Mapping[str, Operation], device: torch.device | None = None):
-        self.operations, self.device = operations, device
+    settle: calls of an operation that do not count, before each that does: one that needs much memory finds it laid out, and
+    the caches filled, for the one before it.
+    """
+
+    def __init__(self, operations: Mapping[str, Operation], device: torch.device | None = None, settle: int = 0):
+        self.operations, self.device, self.settle = operations, device, settle
         self.times: dict[str, list[float]] = {name: [] for name in operations}
 
     def warm_up(self, rounds: int) -> None:
@@ -52,6 +56,8 @@ class Turns:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until or len(next(iter(self.times.values()))) < rounds:
             for name, operation in self.operations.items():
+                for _ in range(self.settle):
+                    operation()
                 _wait(self.device)
                 started = time.perf_counter()
                 operation()

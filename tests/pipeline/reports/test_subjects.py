@@ -9,7 +9,7 @@ from pipeline.cli import main
 from pipeline.reports.compare_page import metrics_of
 from pipeline.reports.subjects import Place, read_subjects
 from pipeline.tracking.access import connect, resolve_uri
-from pipeline.tracking.runs import CONFIGURATION, DETECTIONS, Run, experiment_id
+from pipeline.tracking.runs import CONFIGURATION, DETECTIONS, RANK, SWEEP, Run, experiment_id
 from tests.tiny import COLOURS, write_experiment
 from tood.data.coco import read_coco
 from tood.errors import DataError, ToodError
@@ -38,8 +38,9 @@ def runs(tmp_path_factory):
     connect(uri)
     experiment, ids = experiment_id(uri, "subjects"), []
     for place, (configuration, looseness) in enumerate(zip(CONFIGURATIONS, (0.03, 0.16), strict=True)):
+        tags = {CONFIGURATION: configuration, SWEEP: "sweep", RANK: place + 1}
         for seed in range(3):
-            run = Run.open(uri, experiment, f"sweep/{place}-{seed}", f"run {place}-{seed}", {CONFIGURATION: configuration})
+            run = Run.open(uri, experiment, f"sweep/{place}-{seed}", f"run {place}-{seed}", tags)
             run.params({"seed": seed})
             run.dataset("val", data.fingerprint, "validation", len(data.images))
             run.text(file.read_text(), "experiment.yaml")
@@ -56,11 +57,11 @@ def place(runs, **changes) -> Place:
 
 def test_runs_trials_and_configurations_are_found_with_their_detections(runs):
     folder, _, ids = runs
-    names = [ids[0], "sweep/0-0", CONFIGURATIONS[0], ",".join(ids[3:])]
+    names = [ids[0], "sweep/0-0", CONFIGURATIONS[0], ",".join(ids[3:]), "sweep/2"]
     annotations, subjects = read_subjects(names, place(runs), print)
     assert annotations == folder / "data/val.json"
-    assert [len(s.members) for s in subjects] == [1, 1, 3, 3]
-    assert [s.configuration for s in subjects] == [CONFIGURATIONS[0]] * 3 + [CONFIGURATIONS[1]]
+    assert [len(s.members) for s in subjects] == [1, 1, 3, 3, 3]
+    assert [s.configuration for s in subjects] == [CONFIGURATIONS[0]] * 3 + [CONFIGURATIONS[1]] * 2
     for column, same in zip(subjects[0].members[0].detections, detected(folder, 0.03, 0), strict=True):
         np.testing.assert_array_equal(column, same)
 

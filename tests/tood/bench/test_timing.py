@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import write_experiment
 from tood.bench.parts import OPERATIONS, operations
-from tood.bench.timing import interleaved, quick, reference_operation, timing_of
+from tood.bench.timing import Turns, interleaved, quick, reference_operation, timing_of
 from tood.config import build
 from tood.errors import ConfigError
 from tood.recipe import Recipe
@@ -21,6 +21,14 @@ def test_a_ratio_says_how_much_longer_a_call_takes():
     timing = interleaved(lambda: time.sleep(0.006), lambda: time.sleep(0.002), seconds=0.3)
     assert timing.ratio == pytest.approx(3, rel=0.3)
     assert timing.pairs >= 15
+
+
+def test_calls_that_settle_an_operation_do_not_count():
+    called = []
+    turns = Turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, CPU, settle=1)
+    turns.run(0, 2)
+    assert called == list("aabbaabb")
+    assert [len(times) for times in turns.times.values()] == [2, 2]
 
 
 def test_an_unsteady_machine_is_timed_longer_up_to_a_limit():
