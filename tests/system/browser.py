@@ -88,15 +88,20 @@ def listed(page: Page, ui: str, experiment: str, search: str, picture: Path) -> 
 
 
 def pictures_of(page: Page, ui: str, experiment: str, run: str, steps: Sequence[int], picture: Path) -> list[str]:
-    """Open a run's charts and move the slider of its first pictures to rising steps: the address of each drawn picture."""
+    """Open a run's pictures in full and move their slider to rising steps: the address of each drawn picture."""
     _go(page, f"{ui}/#/experiments/{experiment}/runs/{run}/model-metrics")
-    drawn, slider = page.locator("img.rc-image-img").first, page.get_by_role("slider").first
+    title = page.get_by_text("detections", exact=True).first
+    _scroll_to(page, title)
+    title.locator("xpath=ancestor::*[.//button][1]").get_by_role("button").first.click()
+    full = page.get_by_role("dialog")
+    drawn, slider = full.locator("img.rc-image-img").first, full.get_by_role("slider").first
     sources = []
     for step in steps:
         if sources:
             slider.press("ArrowRight")
         drawn.and_(page.locator(f"[src*='step%2B{step}%2B']")).wait_for()
         sources.append(drawn.get_attribute("src"))
+    page.wait_for_function("picture => picture.complete && picture.naturalWidth", arg=drawn.element_handle())
     page.screenshot(path=picture)
     return sources
 
@@ -117,6 +122,18 @@ def _visit(page: Page, url: str) -> None:
 def _go(page: Page, url: str) -> None:
     page.goto("about:blank")  # a change behind the # alone would not load the page anew
     page.goto(url)
+
+
+def _scroll_to(page: Page, what: Locator) -> None:
+    """Down a page whose parts are made as they come into sight, until one of them is `what`."""
+    page.get_by_text("Search metric charts").or_(page.get_by_placeholder("Search metric charts")).first.wait_for()
+    page.mouse.move(800, 600)
+    for _ in range(60):
+        if what.is_visible():
+            break
+        page.mouse.wheel(0, 400)
+        page.wait_for_timeout(250)
+    what.scroll_into_view_if_needed()
 
 
 def _plot_titled(page: Page, metric: str) -> Locator:

@@ -3,17 +3,12 @@
 import itertools
 import os
 import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import experiment_of
 from pipeline.experiment_files import load_values
-from tests.ray_head import end_session
 from tests.system.chaos.ledger import account, read
 from tests.system.chaos.nodes import TwoNodes
 from tests.tiny import write_experiment
@@ -23,7 +18,6 @@ from tood.data.loaders import TrainLoader
 pytestmark = pytest.mark.system
 
 EPOCHS, IMAGES, STEPS = 8, 16, 4
-PATIENCE = 240
 
 
 def test_a_run_whose_second_node_is_gone_goes_on_with_one_worker(tmp_path):
@@ -37,17 +31,10 @@ def test_a_run_whose_second_node_is_gone_goes_on_with_one_worker(tmp_path):
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     ledger = tmp_path / "ledger.jsonl"
-    with TwoNodes(tmp_path, random.Random(0), env) as cluster, (tmp_path / "run.log").open("wb") as log:
-        command = [sys.executable, "-m", "tests.system.chaos.recorded", str(ledger), "tood", "train", str(file)]
-        command += [*settings, f"ray.address={cluster.address}"]
-        run = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        try:
-            _wait(run, tmp_path, lambda: any(e["what"] == "batch" and e["epoch"] == 1 for e in read(ledger)))
-            cluster.kill_node()
-            _wait(run, tmp_path, lambda: run.poll() is not None)
-            assert run.returncode == 0, (tmp_path / "run.log").read_text()[-3000:]
-        finally:
-            end_session(run)
+    with TwoNodes(tmp_path, random.Random(0), env) as cluster, cluster.train(ledger, str(file), *settings) as run:
+        cluster.wait(run, lambda: any(e["what"] == "batch" and e["epoch"] == 1 for e in read(ledger)))
+        cluster.kill_node()
+        cluster.wait_for_the_end(run)
 
     events = read(ledger)
     assert [world for world, _ in itertools.groupby(e["world"] for e in events if e["what"] == "begun")] == [2, 1]
@@ -66,11 +53,3 @@ def test_a_run_whose_second_node_is_gone_goes_on_with_one_worker(tmp_path):
     assert len(sizes) == EPOCHS * STEPS
     assert [size for size, _ in itertools.groupby(sizes)] == [2, 1]
     assert len(client.get_metric_history(tracked.info.run_id, "val/AP")) == EPOCHS
-
-
-def _wait(run: subprocess.Popen, folder: Path, until) -> None:
-    end = time.monotonic() + PATIENCE
-    while not until():
-        over = run.poll() is not None or time.monotonic() > end
-        assert until() or not over, (folder / "run.log").read_text()[-3000:]
-        time.sleep(0.1)

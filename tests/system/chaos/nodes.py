@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,8 @@ from tests.ray_head import end_session, ray_head
 from tests.servers import free_ports
 from tests.system.chaos.ledger import read
 
+PATIENCE = 240
+
 
 class TwoNodes:
     """Each node has one CPU, so that a run of two workers has one on each; the driver belongs to the first."""
@@ -20,6 +23,7 @@ class TwoNodes:
     def __init__(self, folder: Path, draw: random.Random, env: dict[str, str]):
         self.folder, self.draw, self.env = folder, draw, env
         self.node: subprocess.Popen | None = None
+        self._log = folder / "run.log"
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "TwoNodes":
@@ -41,6 +45,30 @@ class TwoNodes:
             self.node = subprocess.Popen(
                 command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+
+    @contextlib.contextmanager
+    def train(self, ledger: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+        """`tood train` on this cluster, noted in a ledger; ended on leaving."""
+        command = [sys.executable, "-m", "tests.system.chaos.recorded", str(ledger), "tood", "train", *arguments]
+        command.append(f"ray.address={self.address}")
+        with self._log.open("wb") as log:
+            run = subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            try:
+                yield run
+            finally:
+                end_session(run)
+
+    def wait(self, run: subprocess.Popen, until: Callable[[], bool]) -> None:
+        """Until something is true. Fails with the end of the run's log when it ends before, or takes too long."""
+        end = time.monotonic() + PATIENCE
+        while not until():
+            over = run.poll() is not None or time.monotonic() > end
+            assert until() or not over, self._log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def wait_for_the_end(self, run: subprocess.Popen) -> None:
+        self.wait(run, lambda: run.poll() is not None)
+        assert run.returncode == 0, self._log.read_text()[-3000:]
 
     def kill_nodes(self, run, most: int) -> int:
         """Kill the second node up to `most` times while the run trains, each time bringing another; how often it was done."""
