@@ -21,6 +21,7 @@ from ray import tune
 
 from pipeline import cluster, population
 from pipeline.config import Experiment
+from pipeline.failures import why
 from pipeline.population import Birth
 from pipeline.scratch import scratch_folder
 from pipeline.site import Site
@@ -29,7 +30,7 @@ from pipeline.storage.store import Store
 from pipeline.tracking.runs import Run
 from pipeline.train import Progress
 from pipeline.trial_table import TrialTable
-from pipeline.trials import Plan, Trial, Values, identity_of, outcome, run_name, train_trial, why
+from pipeline.trials import Plan, Trial, Values, identity_of, outcome, run_name, train_trial
 from tood.atomic import write_file
 
 LEDGER = "population.json"  # in the sweep's folder

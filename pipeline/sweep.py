@@ -17,12 +17,13 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pipeline import cluster, population, published, repeats, space
 from pipeline.config import Experiment, experiment_of
+from pipeline.failures import why
 from pipeline.generations import evolve
 from pipeline.site import Site, absolute, prepare
 from pipeline.tracking.leftovers import reconcile
 from pipeline.tracking.runs import LAST_SECONDS
 from pipeline.trial_table import TrialTable
-from pipeline.trials import Plan, Trial, Values, describe, epochs_of, outcome, run_trial, why
+from pipeline.trials import Plan, Trial, Values, describe, epochs_of, outcome, run_trial
 from tood.config import config_hash
 from tood.errors import ConfigError, ToodError
 

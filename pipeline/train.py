@@ -5,16 +5,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ray import train as ray_train
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pipeline.config import Experiment
 from pipeline.errors import ClusterError
+from pipeline.failures import Trainer, cause
 from pipeline.notice import HeedingTorchConfig, stop_workers
 from pipeline.worker import Address, Progress, read_pointer, work
 from tood.config import to_dict
-from tood.errors import ToodError
 
 __all__ = ["Address", "Progress", "fit"]
 
@@ -46,7 +45,7 @@ def fit(
         "handed_over": handed_over,
         "metric": metric,
     }
-    trainer = TorchTrainer(
+    trainer = Trainer(
         work,
         train_loop_config=job,
         torch_config=HeedingTorchConfig(backend="nccl" if gpus else "gloo", timeout_s=experiment.ray.collective_seconds),
@@ -68,7 +67,7 @@ def fit(
     try:
         result = trainer.fit()
     except (TrainingFailedError, WorkerGroupError, ControllerError) as error:
-        raise _cause(error, address) from None
+        raise cause(error, address.run) from None
     except SystemExit:  # SIGTERM
         if stop_workers(address.run):
             print(f"{address.label}stopped behind a checkpoint; --resume goes on from it", flush=True)
@@ -76,18 +75,3 @@ def fit(
     if result.checkpoint is None:
         raise ClusterError(f"run {address.run}: ended without a checkpoint; see its log in Ray's dashboard")
     return read_pointer(result.checkpoint)
-
-
-def _cause(error: Exception, address: Address) -> ToodError:
-    """The error that a worker meant, or a ClusterError with the last line of what it said."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        while failure is not None:
-            if isinstance(failure, ToodError):
-                return failure
-            failure = getattr(failure, "cause", None) or failure.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return ClusterError(
-        f"run {address.run}: failed on the cluster ({lines[-1].strip() if lines else type(error).__name__}); its workers' logs "
-        "are in Ray's dashboard and under the session's logs folder"
-    )

@@ -9,14 +9,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline import repeats, space
 from pipeline.config import Experiment, experiment_of, to_yaml
-from pipeline.errors import ClusterError, StorageError
+from pipeline.errors import StorageError
 from pipeline.site import Site, absolute
 from pipeline.storage.checkpoints import remove_others
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run
 from pipeline.train import Address, fit
 from tood.config import identity, to_dict
-from tood.errors import ToodError
 
 Values = dict[str, Any]
 
@@ -142,19 +141,6 @@ def outcome(
         status=status,
         error=error,
     )
-
-
-def why(error: BaseException | None) -> str:
-    """What a trial's own error says, without Ray's layers around it; "" for none."""
-    while error is not None:
-        if isinstance(error, ToodError) and not isinstance(error, ClusterError):
-            return str(error) or type(error).__name__
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            return lines[-1].strip() if lines else type(error).__name__
-        error = inner
-    return ""
 
 
 def identity_of(plan: Plan, trial_id: str) -> str:

@@ -27,7 +27,7 @@ from tood.checkpoint import (
     read_manifest,
     save_checkpoint,
 )
-from tood.config import hash_of
+from tood.config import TrainConfig, hash_of
 from tood.data.coco import CocoData
 from tood.detector import Detector
 from tood.detectors import build_detector
@@ -76,18 +76,7 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
             names_from=source.info.names,
             class_layers=model.CLASS_LAYERS,
         )
-    model.to(device)
-    if recipe.train.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if recipe.train.fold_norms:
-        model.backbone.fold_norms()
-    if recipe.train.compile:
-        if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-            raise ConfigError(
-                "train.compile: needs a C++ compiler on a CPU, and there is no g++; install one, or set compile=false"
-            )
-        model.compile_dense()
-    model.head.checkpointing = recipe.train.checkpointing
+    prepare(model, recipe.train, device)
     ema = AveragedWeights(model, recipe.train.ema) if recipe.train.ema else None
     return Run(
         recipe,
@@ -103,6 +92,22 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
         loaded=loaded,
         standing=Standing() if recipe.train.early_stopping else None,
     )
+
+
+def prepare(model: Detector, config: TrainConfig, device: torch.device) -> None:
+    """The model as it is to be trained: where, and in which of the fast settings."""
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if config.fold_norms:
+        model.backbone.fold_norms()
+    if config.compile:
+        if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise ConfigError(
+                "train.compile: needs a C++ compiler on a CPU, and there is no g++; install one, or set compile=false"
+            )
+        model.compile_dense()
+    model.head.checkpointing = config.checkpointing
 
 
 def save(run: Run, folder: Path, figures: Figures | None = None, order: str = "") -> None:

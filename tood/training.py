@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import math
 import os
-import resource
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
 from tood.inference import detect_all
 from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, StoppedError, sigterm_heeded
-from tood.memory import keep_freed_memory
+from tood.memory import advice, keep_freed_memory, peak
 from tood.optimisation import learning_rate, set_rate
 from tood.precision import mixed_precision
 from tood.progress import CheckpointReport, EpochReport, StepReport
@@ -46,8 +45,6 @@ from tood.run_state import (
     val_metrics,
     within_epoch_folder,
 )
-
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 
 
 class DivergedError(ToodError):
@@ -124,7 +121,8 @@ def train(
     try:
         for epoch in range(run.epoch, stop):
             started = time.monotonic()
-            _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None, after_step)
+            with advice(recipe, world):
+                _train_epoch(run, wrapped, loader, epoch, steps_per_epoch, on_step if rank == 0 else None, after_step)
             if world > 1:
                 share_statistics(run.model, run.ema and run.ema.tensors)
             seconds = time.monotonic() - started
@@ -243,7 +241,7 @@ def _step_report(
     }
     if run.device.type == "cuda":
         metrics["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(run.device) / 2**30
-    metrics["perf/memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**30  # highest so far
+    metrics["perf/memory_gb"] = peak() / 2**30
     left = (config.epochs * steps_per_epoch - run.step) / steps_a_second
     return StepReport(epoch, run.step, steps_per_epoch, metrics, left)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from pipeline.arguments import Verbs, image_size, number
 from pipeline.verbs.shared import EXPERIMENT, SETTINGS, show
@@ -30,6 +31,14 @@ def add_to(verbs: Verbs) -> None:
     added.add_argument("experiment", help=EXPERIMENT)
     added.add_argument("settings", nargs="*", metavar="key=value", help="such as model.detector=gfl model.backbone.depth=101")
     added.add_argument("--size", type=image_size, default=(1280, 800), metavar="WIDTHxHEIGHT", help="default 1280x800")
+    added.add_argument("--classes", type=number(int, 1, 100_000), default=80, help="that the head tells apart (default 80, COCO's)")
+    added.add_argument("--json", action="store_true")
+
+    added = verbs.add(
+        "fit", _fit, "how many images of a training step the memory here holds at once, so what train.accumulate to set"
+    )
+    added.add_argument("experiment", help=EXPERIMENT)
+    added.add_argument("settings", nargs="*", metavar="key=value", help="such as train.batch_size=64 train.checkpointing=true")
     added.add_argument("--classes", type=number(int, 1, 100_000), default=80, help="that the head tells apart (default 80, COCO's)")
     added.add_argument("--json", action="store_true")
 
@@ -89,6 +98,17 @@ def _cost(options: argparse.Namespace) -> None:
     print(f"parameters  {cost.params:,}, of them trained {cost.trainable_params:,}, in the head {cost.head_params:,}")
     print(f"GMAC        {cost.gmac:.2f}, of them in the head {cost.head_gmac:.2f}")
     print(f"for {options.classes} classes and one image of {width} x {height}")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from pipeline.config import experiment_of
+    from pipeline.experiment_files import load_values
+    from tood.bench.fit import describe, fit
+
+    experiment = experiment_of(load_values(options.experiment, options.settings))
+    recipe, workers = experiment.recipe, experiment.ray.workers
+    found = fit(recipe, workers, options.classes, say=lambda line: print(line, file=sys.stderr))
+    print(json.dumps(found._asdict()) if options.json else describe(found, recipe, workers))
 
 
 def _experiments(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from tood import training
 from tood.checkpoint import load_checkpoint, load_model, save_model
 from tood.config import AugmentConfig, to_dict
 from tood.errors import ConfigError, DataError
+from tood.memory import OutOfMemoryError
 from tood.training import DivergedError, train
 
 
@@ -73,6 +74,15 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(data, folder):
         train(recipe(data, lr=100, warmup_steps=0, evaluate_every=4), folder / "collapsed")
     assert not (folder / "diverged").exists()
     assert [p.name for p in (folder / "collapsed").iterdir()] == ["epoch_0001"]
+
+
+def test_memory_that_gives_out_in_a_step_is_one_clear_error(data, folder, monkeypatch):
+    def exhausted(*_) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr("tood.training.learning_rate", exhausted)
+    with pytest.raises(OutOfMemoryError, match=r"4 images at once do not fit .* 9\.00 GiB.*; set train\.accumulate=2 or"):
+        train(recipe(data), folder / "exhausted")
 
 
 def test_the_command_trains_from_a_file_goes_on_and_refuses_in_one_line(data, folder, capsys):

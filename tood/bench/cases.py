@@ -66,7 +66,7 @@ PEER = "mmdetection 3.3.0, mmcv 2.1.0; 2 quiet cores, AMD EPYC, another day"
 
 def steps(sizes: Sizes, device: torch.device) -> Iterator[Group]:
     """A training step, the optimizer's included, in both regimes and in the settings that are to pay."""
-    batch = _batch(2, sizes.step, sizes.step, 8, device)
+    batch = drawn_batch(2, sizes.step, sizes.step, 8, device)
     fp32, bf16 = TrainConfig(), TrainConfig(precision="bf16")
     model, wide, folded = (_detector(sizes, device) for _ in range(3))
     for own in (wide, folded):
@@ -135,7 +135,7 @@ def decodings(sizes: Sizes, device: torch.device) -> Iterator[Group]:
 
 def inferences(sizes: Sizes, device: torch.device) -> Iterator[Group]:
     """Images in, detections out."""
-    batch = _batch(1, sizes.detect, sizes.detect, 1, device)
+    batch = drawn_batch(1, sizes.detect, sizes.detect, 1, device)
 
     def detecting(model: Detector, bf16: bool) -> Operation:
         @torch.no_grad()
@@ -173,24 +173,26 @@ def drawn_predictions(
     noise = priors.strides.unsqueeze(-1) * torch.randn(images, n, 4, generator=generator).to(device)
     given = Predictions(logsigmoid(logits).to(device).transpose(1, 2), priors.anchors + noise, priors)
     sizes = torch.tensor([[height, width]] * images, device=device)
-    return given, _objects(images, objects, height, width, generator, device), inside_image(priors, sizes)
+    return given, _objects(images, objects, height, width, generator, device, COCO_CLASSES), inside_image(priors, sizes)
 
 
-def _objects(images: int, objects: int, height: int, width: int, generator: torch.Generator, device: torch.device) -> Targets:
+def _objects(
+    images: int, objects: int, height: int, width: int, generator: torch.Generator, device: torch.device, classes: int
+) -> Targets:
     """Sides from 12 px to half an image, evenly by their logarithm."""
     least, most = torch.tensor(12.0).log(), torch.tensor(min(height, width) / 2).log()
     size = (least + (most - least) * torch.rand(images, objects, 2, generator=generator)).exp()
     corner = torch.rand(images, objects, 2, generator=generator) * (torch.tensor([width, height]) - size)
-    labels = torch.randint(COCO_CLASSES, (images, objects), generator=generator)
+    labels = torch.randint(classes, (images, objects), generator=generator)
     valid = torch.ones(images, objects, dtype=torch.bool)
     return Targets(torch.cat([corner, corner + size], dim=-1), labels, valid).to(device)
 
 
-def _batch(images: int, height: int, width: int, objects: int, device: torch.device) -> Batch:
+def drawn_batch(images: int, height: int, width: int, objects: int, device: torch.device, classes: int = COCO_CLASSES) -> Batch:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, height, width, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     sizes = torch.tensor([[height, width]] * images)
-    targets = _objects(images, objects, height, width, generator, torch.device("cpu"))
+    targets = _objects(images, objects, height, width, generator, torch.device("cpu"), classes)
     return Batch(pixels, sizes, targets, torch.arange(images), sizes, torch.ones(images, 2)).to(device)
 
 

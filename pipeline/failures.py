@@ -1,0 +1,63 @@
+"""What becomes of a run whose workers failed: which failures are tried again, and what a person is told."""
+
+from collections.abc import Iterator
+
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+from pipeline.errors import ClusterError
+from tood.errors import ConfigError, ToodError
+from tood.memory import OutOfMemoryError
+from tood.training import DivergedError
+
+FINAL = (ConfigError, DivergedError, OutOfMemoryError)  # the next try, to the same bits, would end the same way
+
+
+class Trainer(TorchTrainer):
+    """Ray's, but that what a person has to put right is not tried again."""
+
+    def _initialize_and_run_controller(self, **parts):
+        return super()._initialize_and_run_controller(**parts | {"failure_policy": _Policy(self.run_config.failure_config)})
+
+
+class _Policy(DefaultFailurePolicy):
+    def make_decision(self, training_failed_error: Exception) -> FailureDecision:
+        if any(isinstance(failure, FINAL) for failure in _failures(training_failed_error)):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def cause(error: Exception, run: str) -> ToodError:
+    """The error that a worker meant, or a ClusterError with the last line of what it said."""
+    meant = next((failure for failure in _failures(error) if isinstance(failure, ToodError)), None)
+    if meant is not None:
+        return meant
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return ClusterError(
+        f"run {run}: failed on the cluster ({lines[-1].strip() if lines else type(error).__name__}); its workers' logs "
+        "are in Ray's dashboard and under the session's logs folder"
+    )
+
+
+def why(error: BaseException | None) -> str:
+    """What a trial's own error says, without Ray's layers around it; "" for none."""
+    if error is None:
+        return ""
+    layers = list(_unwrapped(error))
+    meant = next((layer for layer in layers if isinstance(layer, ToodError) and not isinstance(layer, ClusterError)), None)
+    if meant is not None:
+        return str(meant) or type(meant).__name__
+    lines = [line for line in str(layers[-1]).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(layers[-1]).__name__
+
+
+def _failures(error: Exception) -> Iterator[BaseException]:
+    """What the workers raised, each with what it wraps."""
+    for failure in (getattr(error, "worker_failures", None) or {}).values():
+        yield from _unwrapped(failure)
+
+
+def _unwrapped(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__

@@ -1,0 +1,49 @@
+"""Which failures of workers are tried again, and what a person is told of them."""
+
+import pytest
+from ray.train import FailureConfig
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from pipeline.errors import ClusterError, StorageError
+from pipeline.failures import _Policy, cause, why
+from tood.errors import ConfigError, DataError
+from tood.interruption import StoppedError
+from tood.memory import OutOfMemoryError
+from tood.training import DivergedError
+
+
+def failed(*failures: BaseException) -> WorkerGroupError:
+    return WorkerGroupError("workers failed", dict(enumerate(failures)))
+
+
+def wrapped(error: BaseException) -> RuntimeError:
+    """As Ray hands on what a worker raised."""
+    outer = RuntimeError("layer of Ray\nits last line")
+    outer.cause = error
+    return outer
+
+
+@pytest.mark.parametrize("error", [ConfigError("x"), DivergedError("x"), OutOfMemoryError("x")])
+def test_what_would_fail_again_is_not_tried_again(error):
+    policy = _Policy(FailureConfig(max_failures=-1))
+    assert policy.make_decision(failed(ValueError(), wrapped(error))) is FailureDecision.RAISE
+
+
+@pytest.mark.parametrize("error", [DataError("x"), StorageError("x"), StoppedError("x"), ConnectionError(), SystemExit(1)])
+def test_what_may_pass_is_tried_again_as_often_as_allowed(error):
+    policy = _Policy(FailureConfig(max_failures=2))
+    decisions = [policy.make_decision(failed(wrapped(error))) for _ in range(3)]
+    assert decisions == [FailureDecision.RETRY] * 2 + [FailureDecision.RAISE]
+
+
+def test_a_person_is_told_what_a_worker_meant():
+    meant = DataError("a.png: cannot be decoded")
+    assert cause(failed(ValueError(), wrapped(wrapped(meant))), "run") is meant
+    other = cause(failed(ValueError("no")), "run")
+    assert isinstance(other, ClusterError)
+    assert str(other).startswith("run run: failed on the cluster (")
+    assert why(None) == ""
+    assert why(wrapped(meant)) == "a.png: cannot be decoded"
+    assert why(wrapped(ClusterError("first\nlast"))) == "last"
+    assert why(wrapped(KeyError())) == "KeyError"
