@@ -19,6 +19,7 @@ import torch
 from tood.atomic import write_file
 from tood.errors import DataError
 
+GZIP = b"\x1f\x8b"  # how what is packed begins
 UNPACKED, RATIO = 1 << 26, 100  # of a packed file: bytes that are always read, and how many times its own size
 
 
@@ -123,12 +124,15 @@ def read_results(path: Path) -> Detections:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, one whose name ends in .gz unpacked. Raises DataError."""
+    """What a JSON file holds, unpacked where it is packed by gzip. Raises DataError.
+
+    Names do not tell: a store that is told of the packing sends a .gz to those who ask by HTTP unpacked.
+    """
     try:
         content = Path(path).read_bytes()
-        return json.loads(_unpacked(content, path) if Path(path).suffix == ".gz" else content)
+        return json.loads(_unpacked(content, path) if content.startswith(GZIP) else content)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: is not packed by gzip: {error}; get it again, or leave .gz out of its name") from None
+        raise DataError(f"{path}: cannot be unpacked by gzip: {error}; get it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; name another file") from None
     except UnicodeDecodeError as error:

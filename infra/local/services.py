@@ -169,7 +169,8 @@ def ray_head(address: str, dashboard_port: int, cpus: int, env: Mapping[str, str
 
 def ray_node(address: str, dashboard_url: str, ip: str, cpus: int, env: Mapping[str, str], token: str) -> Service:
     """Another node of the cluster at `address`."""
-    command = [*_ray_start(ip, cpus), f"--address={address}"]
+    # The head's log monitor reads the folder that both write their logs to; two would show each line twice.
+    command = [*_ray_start(ip, cpus), f"--address={address}", "--include-log-monitor=false"]
     return Service("ray-node", command, lambda: _expect_nodes(dashboard_url, token, {ip}), _within(address, env))
 
 

@@ -100,6 +100,9 @@ def connect(uri: str) -> None:
             mlflow_client(uri).search_experiments(max_results=1)
 
 
+CHECK = "check that MLflow runs and lets you write"
+
+
 @lru_cache
 def mlflow_client(uri: str) -> MlflowClient:
     """This process's client of an address."""
@@ -118,7 +121,9 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.exceptions.RequestException) as error:
-        failure = TrackingError(f"{what}: {one_line(error)}; check that MLflow runs and lets you write")
+        refused = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
+        advice = "give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or --cluster NAME" if refused else CHECK
+        failure = TrackingError(f"{what}: {one_line(error)}; {advice}")
         failure.transient = not isinstance(error, MlflowException) or error.error_code in _TRANSIENT
         raise failure from None
 

@@ -36,9 +36,9 @@ CASES: Cases = {
     "results-object": form("an object in place of a list", '{"a": 1}', "expected a list of detections"),
     "results-numbers": form("a list of numbers", "[1, 2]", "is not an integer", through_command=True),
     "results-deep": form("a hundred thousand lists in each other", "[" * 100_000, "not JSON"),
-    "results-not-packed": form("a .gz that is not packed", "[]", "is not packed by gzip", "x.json.gz"),
-    "results-packed-cut": form("a .gz that ends too early", gzip.compress(b"[]", mtime=0)[:-6], "is not packed by gzip", "x.json.gz", True),
-    "results-packed-damaged": form("a .gz with damaged data", gzip.compress(b"[1, 2, 3]", mtime=0)[:10] + b"\xff" * 30, "is not packed", "x.json.gz"),
+    "results-packed-begun": form("a .gz of which two bytes came", b"\x1f\x8b", "cannot be unpacked by gzip", "x.json.gz"),
+    "results-packed-cut": form("a .gz that ends too early", gzip.compress(b"[]", mtime=0)[:-6], "cannot be unpacked by gzip", "x.json.gz", True),
+    "results-packed-damaged": form("a .gz with damaged data", gzip.compress(b"[1, 2, 3]", mtime=0)[:10] + b"\xff" * 30, "cannot be unpacked", "x.json.gz"),
     "results-packed-bomb": form("a .gz of a hundred thousand bytes that unfolds to a hundred million", b"", "unfolds to more than", "x.json.gz")._replace(
         make=lambda place: (place.folder / "x.json.gz").write_bytes(_bomb()),
     ),

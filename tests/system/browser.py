@@ -106,10 +106,11 @@ def pictures_of(page: Page, ui: str, experiment: str, run: str, steps: Sequence[
     return sources
 
 
-def card(page: Page, ui: str, model: str, version: int | str, picture: Path) -> str:
-    """Open a model version's page: its description."""
+def card(page: Page, ui: str, model: str, version: int | str, alias: str, picture: Path) -> str:
+    """Open the page of a model's version that has an alias: all it says."""
     _go(page, f"{ui}/#/models/{model}/versions/{version}")
-    page.get_by_text("tood pull").first.wait_for()
+    for words in ("tood pull", f"@ {alias}"):  # each comes by a request of its own
+        page.get_by_text(words).first.wait_for()
     page.screenshot(path=picture, full_page=True)
     return page.locator("body").inner_text()
 

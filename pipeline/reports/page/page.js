@@ -83,8 +83,8 @@
       }
     });
     const values = chosen.map((k) => rows[k].v[last]).filter((v) => v !== null).sort((a, b) => a - b);
-    const middle = values.length ? values[Math.floor(values.length / 2)] : null;
-    said.textContent = `${chosen.length} of ${rows.length} trials` + (values.length ? `: best ${short(values[values.length - 1])}, median ${short(middle)}` : "");
+    const count = values.length, middle = count ? (values[(count - 1) >> 1] + values[count >> 1]) / 2 : null;
+    said.textContent = `${chosen.length} of ${rows.length} trials` + (count ? `: best ${short(values[count - 1])}, median ${short(middle)}` : "");
     if (hovered >= 0) said.textContent = axes.map((axis, i) => `${axis.name} ${short(rows[hovered].v[i])}`).join("  ·  ");
     clear.hidden = !ranges.size;
   }

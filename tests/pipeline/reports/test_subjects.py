@@ -70,12 +70,14 @@ def test_a_packed_file_of_detections_reads_back_the_same(tmp_path, runs):
     found = detected(runs[0], 0.1, 5)
     write_results(tmp_path / "plain.json", found)
     packed = packed_results(tmp_path / "new/packed.json.gz", found)
-    for file in (tmp_path / "plain.json", packed):
+    sent_unpacked = tmp_path / "sent.json.gz"  # as by a store that was told of the packing
+    sent_unpacked.write_bytes((tmp_path / "plain.json").read_bytes())
+    for file in (tmp_path / "plain.json", packed, sent_unpacked):
         for column, same in zip(read_results(file), found, strict=True):
             np.testing.assert_array_equal(column, same)
     assert packed.stat().st_size < (tmp_path / "plain.json").stat().st_size
-    packed.write_bytes(b"[]")
-    with pytest.raises(DataError, match="not packed"):
+    packed.write_bytes(packed.read_bytes()[:20])
+    with pytest.raises(DataError, match="cannot be unpacked"):
         read_results(packed)
 
 
