@@ -49,7 +49,8 @@ def ray_head(folder: Path, cpus: int = 4, env: Mapping[str, str] | None = None) 
     command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={short}"]
     command += ["--object-store-memory=200000000"]
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
+    # Some of Ray's processes look for their cluster by RAY_ADDRESS; beside another cluster they would not find it.
+    auth = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     with (folder / "ray.log").open("ab") as log:
         process = subprocess.Popen(

@@ -63,7 +63,7 @@ def test_what_is_asked_of_ray_and_needed_of_a_cluster(tiny, monkeypatch, least, 
     assert cluster.demand(experiment.ray, 0).cpus == cpus
     made = []
     result = SimpleNamespace(checkpoint=object())
-    monkeypatch.setattr(train, "TorchTrainer", lambda *_, **given: made.append(given) or SimpleNamespace(fit=lambda: result))
+    monkeypatch.setattr(train, "Trainer", lambda *_, **given: made.append(given) or SimpleNamespace(fit=lambda: result))
     monkeypatch.setattr(train, "read_pointer", lambda checkpoint: "progress")
     assert train.fit(experiment, train.Address("run", "", "", "", "/tmp"), gpus=0) == "progress"
     assert made[0]["scaling_config"].num_workers == asked

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -118,4 +119,11 @@ def _obey_the_trainer(_worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where any SIGTERM ends this process
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # here and in the threads begun from here on
         threading.Thread(target=wait_for_its_word, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no longer as the fork server has it
     threading.Thread(target=watch_its_life, daemon=True).start()
+
+
+if "multiprocessing.forkserver" in " ".join(sys.orig_argv):
+    # This is the fork server. Loader processes that find it gone end within seconds, whatever the trainer still needs; it goes
+    # with the trainer.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

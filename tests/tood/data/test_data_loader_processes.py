@@ -52,6 +52,8 @@ def test_loader_processes_end_with_the_trainer_and_not_before(tmp_path, end):
         else:
             if end == "told to stop":
                 os.killpg(trainer.pid, signal.SIGTERM)
+                time.sleep(0.5)
+                assert all(_runs(child) for child in children)  # without the fork server the other would end a little later
             trainer.stdin.close()
         assert trainer.wait(30) == (-signal.SIGKILL if end == "killed" else 0)
         deadline = time.monotonic() + 30
