@@ -32,10 +32,9 @@ def cause(error: Exception, run: str) -> ToodError:
     meant = next((failure for failure in _failures(error) if isinstance(failure, ToodError)), None)
     if meant is not None:
         return meant
-    lines = [line for line in str(error).splitlines() if line.strip()]
     return ClusterError(
-        f"run {run}: failed on the cluster ({lines[-1].strip() if lines else type(error).__name__}); its workers' logs "
-        "are in Ray's dashboard and under the session's logs folder"
+        f"run {run}: failed on the cluster ({_last_line(error)}); its workers' logs are in Ray's dashboard and under the "
+        "session's logs folder"
     )
 
 
@@ -47,8 +46,12 @@ def why(error: BaseException | None) -> str:
     meant = next((layer for layer in layers if isinstance(layer, ToodError) and not isinstance(layer, ClusterError)), None)
     if meant is not None:
         return str(meant) or type(meant).__name__
-    lines = [line for line in str(layers[-1]).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(layers[-1]).__name__
+    return _last_line(layers[-1])
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _failures(error: Exception) -> Iterator[BaseException]:

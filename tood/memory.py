@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from tood.config import TrainConfig
 from tood.errors import ToodError
 from tood.recipe import Recipe
 
@@ -75,12 +76,17 @@ def advice(recipe: Recipe, world: int) -> Iterator[None]:
         train = recipe.train
         images = train.batch_size // world // train.accumulate
         ways = [f"train.accumulate={next_accumulate(train.batch_size // world, train.accumulate)}"] if images > 1 else []
-        ways += [] if train.checkpointing else ["train.checkpointing=true"]
-        ways += [] if train.precision == "bf16" else ["train.precision=bf16"]
         raise OutOfMemoryError(
             f"{images} images at once do not fit into memory ({str(error).splitlines()[0]:.200}); "
-            f"set {' or '.join(ways or ['smaller data.long_side and data.short_side'])} (`tood fit` measures what fits)"
+            f"set {' or '.join(ways + savings(train))} (`tood fit` measures what fits)"
         ) from None
+
+
+def savings(train: TrainConfig) -> list[str]:
+    """Settings by which an image takes less memory, the least harmful first."""
+    settings = [] if train.checkpointing else ["train.checkpointing=true"]
+    settings += [] if train.precision == "bf16" else ["train.precision=bf16"]
+    return [*settings, "smaller data.long_side and data.short_side"]
 
 
 def is_exhaustion(error: RuntimeError) -> bool:

@@ -39,7 +39,7 @@ def test_where_memory_gives_out_it_is_said_what_to_set():
     for error in errors:
         said = _advised(error, world=2, batch_size=12, accumulate=2)
         assert said.startswith("3 images at once do not fit into memory (")
-        assert "; set train.accumulate=3 or train.checkpointing=true or train.precision=bf16 (" in said
+        assert "; set train.accumulate=3 or train.checkpointing=true or train.precision=bf16 or smaller data.long_side" in said
     assert "; set smaller data.long_side" in _advised(errors[0], batch_size=1, checkpointing=True, precision="bf16")
     with pytest.raises(RuntimeError, match="another"):
         _advised(RuntimeError("another"))

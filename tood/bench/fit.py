@@ -25,7 +25,7 @@ from tood.config import DataConfig, to_dict
 from tood.data.batches import buckets, padded
 from tood.detectors import build_detector
 from tood.errors import ConfigError, ToodError
-from tood.memory import available, is_exhaustion, keep_freed_memory, peak, resident
+from tood.memory import available, is_exhaustion, keep_freed_memory, peak, resident, savings
 from tood.optimisation import make_optimizer
 from tood.recipe import Recipe, read_recipe
 from tood.run_state import prepare
@@ -70,10 +70,7 @@ def describe(found: Fit, recipe: Recipe, workers: int = 1) -> str:
     """What to set, in a line."""
     has = f"{found.device}: {found.memory:.1f} GiB for a worker"
     if found.accumulate is None:
-        ways = ["smaller data.long_side and data.short_side"]
-        ways += [] if recipe.train.precision == "bf16" else ["train.precision=bf16"]
-        ways += [] if recipe.train.checkpointing else ["train.checkpointing=true"]
-        return f"{has}, less than one image of these sizes needs; set {' or '.join(reversed(ways))}"
+        return f"{has}, less than one image of these sizes needs; set {' or '.join(savings(recipe.train))}"
     images = recipe.train.batch_size // workers // found.accumulate
     return (
         f"{has}; {images} images at once need {found.peaks[images]:.1f}: set train.accumulate={found.accumulate} "
