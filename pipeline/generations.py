@@ -30,7 +30,7 @@ from pipeline.storage.store import Store
 from pipeline.tracking.runs import Run
 from pipeline.train import Progress
 from pipeline.trial_table import TrialTable
-from pipeline.trials import Plan, Trial, Values, identity_of, outcome, run_name, train_trial
+from pipeline.trials import Plan, Trial, Values, identity_of, outcome, progress_of, run_name, train_trial
 from tood.atomic import write_file
 
 LEDGER = "population.json"  # in the sweep's folder
@@ -147,12 +147,6 @@ def hand_over(store: Store, birth: Birth, run: str) -> bool:
         begun = Progress(epoch=birth.epoch, prefix=prefix_of(folder, run), step=birth.step, metrics=birth.metrics)
         upload_checkpoint(store, folder, run, asdict(begun))
     return True
-
-
-def progress_of(store: Store, run: str) -> Progress:
-    """What a run has committed."""
-    newest = latest_of(store, run)
-    return Progress(**newest.note) if newest and newest.note else Progress()
 
 
 def _train(

@@ -11,10 +11,11 @@ from pipeline import repeats, space
 from pipeline.config import Experiment, experiment_of, to_yaml
 from pipeline.errors import StorageError
 from pipeline.site import Site, absolute
-from pipeline.storage.checkpoints import remove_others
+from pipeline.storage.checkpoints import close_run, latest_of
+from pipeline.storage.store import Store
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run
-from pipeline.train import Address, fit
+from pipeline.train import Address, Progress, fit
 from tood.config import identity, to_dict
 
 Values = dict[str, Any]
@@ -106,27 +107,26 @@ def train_trial(
     tracked.finish("FINISHED")
 
 
-def outcome(
-    plan: Plan, site: Site, trial_id: str, values: Values, reached: Values, error: str, *, may_go_on: bool = False
-) -> Trial:
-    """What became of a trial, said in its MLflow run too. reached: `Progress.result()` as Tune had it last, and time_total_s.
+def outcome(plan: Plan, site: Site, trial_id: str, values: Values, told: Values, error: str, *, may_go_on: bool = False) -> Trial:
+    """What became of a trial, said in its MLflow run too. told: `Progress.result()` as Tune had it last, and time_total_s.
 
-    may_go_on: a resume may still take it up, if it was stopped.
+    What the trial's run has committed counts before what Tune was told: the state in which a killed driver leaves a sweep is
+    older than that, and a stopped trial may have stored on. may_go_on: a resume may still take it up, if it was stopped.
     """
-    experiment = absolute(experiment_of(plan.values, values))
+    experiment, store, run = absolute(experiment_of(plan.values, values)), site.store, run_name(plan, trial_id)
+    reached = told | _result(progress_of(store, run))
+    if not (error or may_go_on or _is_done(experiment, reached)):
+        with suppress(StorageError):
+            closed = close_run(store, run, lambda note: note.get("best_prefix", ""))
+            reached |= _result(Progress(**closed.note)) if closed else {}
     epochs = reached.get("epoch", 0)
-    done = reached.get("last") or epochs >= experiment.train.epochs  # early stopping ends a trial before its last epoch
-    status = "FAILED" if error else "FINISHED" if done else "STOPPED"
-    told = describe(experiment.sweep.space, values)
-    run = site.tracking, site.experiment_id, identity_of(plan, trial_id)
-    tracked = Run.find(*run) or Run.open(*run, name=told[:200])  # it may have failed before it had one
+    status = "FAILED" if error else "FINISHED" if _is_done(experiment, reached) else "STOPPED"
+    named = site.tracking, site.experiment_id, identity_of(plan, trial_id)
+    tracked = Run.find(*named) or Run.open(*named, name=describe(experiment.sweep.space, values)[:200])  # if it failed before that
     tracked.tags({"tood.outcome": status.lower()})
     if reached.get("best_prefix"):
         tracked.tags({CHECKPOINT: site.store.url_of(reached["best_prefix"])})
         tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": reached["best"]}, step=0)
-    if status == "STOPPED" and not may_go_on:  # what it would go on from can go
-        with suppress(StorageError):
-            remove_others(site.store, run_name(plan, trial_id), {reached.get("best_prefix", "")})
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
     return Trial(
         id=trial_id,
@@ -143,6 +143,12 @@ def outcome(
     )
 
 
+def progress_of(store: Store, run: str) -> Progress:
+    """What a run has committed."""
+    newest = latest_of(store, run)
+    return Progress(**newest.note) if newest and newest.note else Progress()
+
+
 def identity_of(plan: Plan, trial_id: str) -> str:
     """What a trial's MLflow run is found by."""
     return f"{plan.sweep}/{trial_id}"
@@ -156,6 +162,15 @@ def run_name(plan: Plan, trial_id: str) -> str:
 def epochs_of(plan: Plan, values: Values) -> int:
     """A trial's own: a paper's cells may differ in their schedules."""
     return experiment_of(plan.values, values).train.epochs
+
+
+def _result(committed: Progress) -> Values:
+    return committed.result() if committed.epoch else {}
+
+
+def _is_done(experiment: Experiment, reached: Values) -> bool:
+    """Early stopping ends a trial before its last epoch."""
+    return reached.get("last", False) or reached.get("epoch", 0) >= experiment.train.epochs
 
 
 def _params(experiment: Experiment, values: Values) -> Values:

@@ -154,7 +154,10 @@ class Worker:
                 remove_others(self.store, self.address.run, {self.progress.prefix, self.progress.best_prefix})
 
     def fetch_newest(self) -> Path | None:
-        """The checkpoint to go on from, if there is one; progress with it, and Ray told of an epoch that it has not heard of."""
+        """The checkpoint to go on from, if there is one, and progress with it, of which Ray is told.
+
+        Ray Train may have heard of it and Ray Tune not, whose state of a sweep is saved at other times.
+        """
         checkpoint = ray_train.get_checkpoint()
         told = read_pointer(checkpoint) if checkpoint else Progress()
         newest = collective.broadcast_from_rank_zero(latest_of(self.store, self.address.run) if self.rank == 0 else None)
@@ -163,6 +166,8 @@ class Worker:
             self.progress, prefix = Progress(**newest.note), newest.prefix
         if self.progress.epoch > told.epoch:
             self.report(self.progress)
+        elif told.epoch:
+            ray_train.report({} if self.rank else told.result())
         if not prefix:
             return None
         self.within = prefix if prefix != self.progress.prefix else ""

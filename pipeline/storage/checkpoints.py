@@ -55,6 +55,7 @@ class Latest(NamedTuple):
     step: int
     prefix: str
     note: dict[str, Any]  # what was said of the run when it was written
+    closed: bool = False  # by `close_run`
 
 
 def upload_checkpoint(store: Store, folder: Path, run: str, note: dict[str, Any] | None = None) -> str:
@@ -151,14 +152,34 @@ def remove_checkpoint(store: Store, prefix: str) -> None:
         store.delete(key)
 
 
-def remove_others(store: Store, run: str, keep: Collection[str]) -> None:
-    """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left.
+def close_run(store: Store, run: str, chosen: Callable[[dict[str, Any]], str]) -> Latest | None:
+    """End a run for good: of its checkpoints only the `chosen` one stays, and no writer moves its pointer any more.
 
-    The pointer goes too, and first, where it names one that goes: the run then has nothing to go on from.
+    A stopped run's processes may store on for seconds, and each of their checkpoints supersedes others. chosen: of the
+    pointer's note the prefix to keep; "" keeps none, and no pointer. Returns the pointer as it stays; where there was none,
+    nothing is done. Raises StorageError.
     """
+    for _ in range(_POINTER_ATTEMPTS):
+        data, etag = store.read_pointer(pointer_key(run))
+        if data is None:
+            return None
+        current = _pointer(store, run, data)
+        prefix = chosen(current.note)
+        if not prefix:
+            store.delete(pointer_key(run))
+            remove_others(store, run, set())
+            return None
+        closed = Latest(int(prefix.rpartition("/")[2].partition("-")[0]), prefix, current.note, closed=True)
+        if current == closed or store.swap_pointer(pointer_key(run), _pointer_bytes(closed), etag):
+            remove_others(store, run, {prefix})
+            return closed
+        time.sleep(random.uniform(0, 0.1))
+    raise _busy(store, run)
+
+
+def remove_others(store: Store, run: str, keep: Collection[str]) -> None:
+    """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left."""
     folder = _run_folder(run)
-    if latest(store, run) not in {None, *keep}:
-        store.delete(pointer_key(run))
     found = {f"{folder}/{key.removeprefix(folder + '/').split('/')[0]}" for key in store.list(folder)}
     for prefix in found - {pointer_key(run), *keep}:
         remove_checkpoint(store, prefix)
@@ -235,13 +256,20 @@ def _prefix(folder: Path, run: str, manifest: Manifest) -> str:
 def _advance_latest(store: Store, run: str, new: Latest) -> None:
     data = _pointer_bytes(new)
     for _ in range(_POINTER_ATTEMPTS):
-        current, etag = store.read_pointer(pointer_key(run))
-        if current is not None and (current == data or _pointer(store, run, current).step > new.step):
+        there, etag = store.read_pointer(pointer_key(run))
+        current = None if there is None else _pointer(store, run, there)
+        if current and current.closed:
+            raise StorageError(f"{store.url_of(pointer_key(run))}: the run was ended for good; train under another name")
+        if there == data or (current and current.step > new.step):
             return
         if store.swap_pointer(pointer_key(run), data, etag):
             return
         time.sleep(random.uniform(0, 0.1))
-    raise StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
+    raise _busy(store, run)
+
+
+def _busy(store: Store, run: str) -> StorageError:
+    return StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
 
 
 def _pointer(store: Store, run: str, data: bytes) -> Latest:
@@ -258,6 +286,8 @@ def _pointer(store: Store, run: str, data: bytes) -> Latest:
 
 def _pointer_bytes(pointer: Latest) -> bytes:
     values = pointer._asdict()
+    if not pointer.closed:
+        del values["closed"]
     return json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}).encode()
 
 

@@ -10,12 +10,12 @@ import pytest
 from pipeline import generations
 from pipeline.config import experiment_of
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.generations import LEDGER, Ledger, evolve, hand_over, progress_of
+from pipeline.generations import LEDGER, Ledger, evolve, hand_over
 from pipeline.population import CHANGED, LINEAGE, PARENT, PARENT_EPOCH, REPLACES, Birth
 from pipeline.storage.checkpoints import latest_of, read_manifest, remove_checkpoint, remove_others, upload_checkpoint
 from pipeline.storage.opening import open_store
 from pipeline.train import Progress
-from pipeline.trials import Plan
+from pipeline.trials import Plan, progress_of
 from tests.pipeline.checkpoints import make_checkpoint
 
 SPACE = {"train.lr": {"uniform": [0.001, 1.0]}}

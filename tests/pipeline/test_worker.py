@@ -12,10 +12,11 @@ from ray import train as ray_train
 from pipeline import worker
 from pipeline.config import experiment_of
 from pipeline.experiment_files import load_values
-from pipeline.generations import hand_over, progress_of
+from pipeline.generations import hand_over
 from pipeline.population import Birth
 from pipeline.storage.checkpoints import fetch, latest_of, read_manifest
 from pipeline.storage.opening import open_store
+from pipeline.trials import progress_of
 from pipeline.worker import Address, Progress
 from tests.tiny import write_dataset, write_experiment
 from tests.tood.test_resume import stop_after
@@ -44,7 +45,10 @@ class Ray:
     def persist_current_checkpoint(self, checkpoint, name):
         return ray_train.Checkpoint(shutil.copytree(checkpoint.path, self.folder / name, dirs_exist_ok=True))
 
-    def report(self, metrics, checkpoint, checkpoint_dir_name, checkpoint_upload_mode, checkpoint_upload_fn):
+    def report(self, metrics, checkpoint=None, checkpoint_dir_name="", checkpoint_upload_mode=None, checkpoint_upload_fn=None):
+        if checkpoint is None:
+            self.results.append(metrics)
+            return
         assert checkpoint_upload_mode is self.CheckpointUploadMode.ASYNC
         persisted = checkpoint_upload_fn(checkpoint, checkpoint_dir_name)
         shutil.rmtree(checkpoint.path)
@@ -118,10 +122,11 @@ def test_a_worker_goes_on_from_the_stores_newest_checkpoint_and_tells_ray_what_i
     assert newest.note == asdict(worker.read_pointer(lab.ray.checkpoint))
     progress = Progress(**newest.note)
     assert (progress.epoch, progress.step, progress.last, progress.prefix) == (2, 4, True, newest.prefix)
-    assert stored(lab, "run") == [newest.prefix.rpartition("/")[2], "latest.json"]
 
-    work(lab, "run")  # once more, with nothing left to do
-    assert len(lab.ray.results) == 2
+    work(lab, "run")  # resumed by a sweep whose saved state does not know that it had ended
+    assert lab.ray.results[2:] == [progress.result()]
+    assert latest_of(store, "run") == newest
+    assert stored(lab, "run") == [newest.prefix.rpartition("/")[2], "latest.json"]
 
 
 def test_a_checkpoint_within_an_epoch_that_cannot_be_stored_ends_no_run(lab, capsys):

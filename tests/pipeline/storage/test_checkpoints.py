@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.errors import IntegrityError, MissingObjectError, StorageError
 from pipeline.storage.checkpoints import (
+    close_run,
     fetch,
     fetch_url,
     latest,
@@ -297,14 +299,37 @@ def test_the_pointer_keeps_a_note_and_what_a_run_no_longer_needs_goes(store, tmp
         for step in (1, 2, 3)
     ]
     assert prefix_of(tmp_path / "3", "noted") == prefixes[2]
-    assert latest_of(store, "noted") == (3, prefixes[2], {"epoch": 3})
+    assert latest_of(store, "noted") == (3, prefixes[2], {"epoch": 3}, False)
     other = upload_checkpoint(store, make_checkpoint(tmp_path / "other", seed=9), "noted-too")
     store.put_bytes("checkpoints/noted/00000004-unfinished/model/model.safetensors", b"half")
     remove_others(store, "noted", {prefixes[0], prefixes[2]})
     assert latest(store, "noted") == prefixes[2]
     left = {key.split("/")[2] for key in store.list("checkpoints/noted")}
     assert left == {prefixes[0].split("/")[2], prefixes[2].split("/")[2], "latest.json"}
-    remove_others(store, "noted", {prefixes[0]})
-    assert latest_of(store, "noted") is None
-    assert {"/".join(key.split("/")[:3]) for key in store.list("checkpoints/noted")} == {prefixes[0]}
     assert latest(store, "noted-too") == other
+
+
+def test_a_closed_run_keeps_one_checkpoint_and_what_its_processes_store_later_counts_no_more(store, tmp_path):
+    def upload(step):
+        folder = make_checkpoint(tmp_path / f"{step}-{uuid.uuid4().hex}", step=step, seed=step)
+        return upload_checkpoint(store, folder, "run", {"epoch": step, "best": best})
+
+    assert close_run(store, "run", lambda note: note["best"]) is None
+    best = ""
+    best = upload(1)
+    upload(2)
+    for _ in range(2):  # it may be repeated
+        assert close_run(store, "run", lambda note: note["best"]) == (1, best, {"epoch": 2, "best": best}, True)
+        assert latest_of(store, "run") == (1, best, {"epoch": 2, "best": best}, True)
+        assert {key.rsplit("/", 1)[0] for key in store.list("checkpoints/run") if key.count("/") == 3} == {best}
+    for step in (1, 3):
+        with pytest.raises(StorageError, match=r"latest\.json: the run was ended for good; train under another name"):
+            upload(step)
+    assert latest(store, "run") == best
+    verify(store, best)
+
+
+def test_nothing_stays_of_a_closed_run_that_has_none_to_keep(store, folder):
+    upload_checkpoint(store, folder, "run", {"best": ""})
+    assert close_run(store, "run", lambda note: note["best"]) is None
+    assert store.list("checkpoints/run") == []
