@@ -1,7 +1,10 @@
 """What becomes of a run whose workers failed: which failures are tried again, and what a person is told."""
 
+import time
 from collections.abc import Iterator
 
+import ray
+from ray._private.state import actors  # the cluster's own word; the public one asks the dashboard
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
@@ -10,6 +13,7 @@ from tood.errors import ConfigError, ToodError
 from tood.memory import OutOfMemoryError
 from tood.training import DivergedError
 
+LINGER = 1.0  # seconds between Ray's giving a run up and the last of its processes' end
 FINAL = (ConfigError, DivergedError, OutOfMemoryError)  # the next try, to the same bits, would end the same way
 
 
@@ -24,7 +28,22 @@ class _Policy(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         if any(isinstance(failure, FINAL) for failure in _failures(training_failed_error)):
             return FailureDecision.RAISE
+        if _is_given_up():
+            return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
+
+
+def _is_given_up() -> bool:
+    """Whether Ray is ending this very process, the controller of a run, as when Tune stops a trial.
+
+    Its workers are killed a moment before it. What it would reserve in that moment for others is never freed, not even when
+    the job ends: Ray has by then done away with all that it knew to be the controller's.
+    """
+    controller = ray.get_runtime_context().get_actor_id()
+    if controller is None:
+        return False
+    time.sleep(LINGER)
+    return actors(controller)["State"] == "DEAD"
 
 
 def cause(error: Exception, run: str) -> ToodError:

@@ -1,10 +1,13 @@
 """Which failures of workers are tried again, and what a person is told of them."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from pipeline import failures
 from pipeline.errors import ClusterError, StorageError
 from pipeline.failures import _Policy, cause, why
 from tood.errors import ConfigError, DataError
@@ -47,3 +50,12 @@ def test_a_person_is_told_what_a_worker_meant():
     assert why(wrapped(meant)) == "a.png: cannot be decoded"
     assert why(wrapped(ClusterError("first\nlast"))) == "last"
     assert why(wrapped(KeyError())) == "KeyError"
+
+
+@pytest.mark.parametrize(("state", "decision"), [("ALIVE", FailureDecision.RETRY), ("DEAD", FailureDecision.RAISE)])
+def test_a_controller_that_ray_has_given_up_reserves_nothing_more(monkeypatch, state, decision):
+    """Ray stops a trial by killing its workers a moment before their controller, whose new ones' place would stay reserved."""
+    monkeypatch.setattr(failures.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "mine"))
+    monkeypatch.setattr(failures, "actors", lambda actor_id: {"mine": {"State": state}}[actor_id])
+    monkeypatch.setattr(failures, "LINGER", 0.0)
+    assert _Policy(FailureConfig(max_failures=-1)).make_decision(failed(ConnectionError())) is decision
