@@ -80,7 +80,8 @@ def box_to_delta(anchors: Tensor, boxes: Tensor, stds: tuple[float, ...] = STDS)
     size, middle = anchors[..., 2:] - anchors[..., :2], 0.5 * (anchors[..., :2] + anchors[..., 2:])
     shift = (0.5 * (boxes[..., :2] + boxes[..., 2:]) - middle) / size
     stretch = ((boxes[..., 2:] - boxes[..., :2]) / size).log()
-    return torch.cat([shift, stretch], dim=-1) / boxes.new_tensor(stds)
+    deltas = torch.cat([shift, stretch], dim=-1).unbind(-1)
+    return torch.stack([delta / std for delta, std in zip(deltas, stds, strict=True)], dim=-1)
 
 
 def inside(points: Tensor, boxes: Tensor, margin: float = 0.01) -> Tensor:

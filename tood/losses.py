@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tood.boxes import EPS, aligned_giou, aligned_iou
+from tood.devices import known_to_host
 
 FLOOR = -100.0  # of a logarithm, as in torch's binary_cross_entropy
 NEAR_ONE = -0.6931472  # log 0.5
@@ -52,11 +53,11 @@ class _NegativeFocal(torch.autograd.Function):
             log_p = log_p.contiguous()
         value, slope = torch.empty_like(log_p), torch.empty_like(log_p) if ctx.needs_input_grad[0] else None
         flat = [_in_memory(t).view(-1) if t is not None else None for t in (log_p, value, slope)]
-        on_cpu = log_p.device.type == "cpu"
-        size = PIECE if on_cpu else max(1, log_p.numel())
+        on_host = known_to_host(log_p)
+        size = PIECE if on_host else max(1, log_p.numel())
         for i in range(0, log_p.numel(), size):
             given, to, slope_to = (t[i : i + size] if t is not None else None for t in flat)
-            rest = _mostly_small(given) if on_cpu else log1m_exp(given)
+            rest = _mostly_small(given) if on_host else log1m_exp(given)
             power = (gamma * given).exp_()
             torch.mul(power, rest.clamp(min=FLOOR), out=to).neg_()
             if slope_to is not None:

@@ -5,6 +5,7 @@ N priors, all levels flattened once: level after level, row-major inside a level
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,13 @@ def _make_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device,
         strides.append(torch.full((centre.shape[0],), float(stride), device=device))
     counts = tuple(centre.shape[0] for centre in centres)
     return Priors(torch.cat(centres), torch.cat(anchors), torch.cat(strides), counts)
+
+
+def of_levels(values: Sequence[float] | Tensor, counts: Sequence[int], device: torch.device) -> Tensor:
+    """One value a level -> one value a prior [N]; made on the device, so that no host has to send or wait."""
+    if isinstance(values, Tensor):
+        return torch.cat([value.expand(count) for value, count in zip(values.unbind(), counts, strict=True)])
+    return torch.cat([torch.full((count,), value, device=device) for value, count in zip(values, counts, strict=True)])
 
 
 def inside_image(priors: Priors, sizes: Tensor, divisor: int = 32) -> Tensor:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tood.config import DataConfig, identity
+from tood.data.batches import arriving
 from tood.data.coco import CocoData, read_split
 from tood.data.loaders import TrainLoader, learnable
 from tood.early_stopping import after_epoch, reason
@@ -189,13 +190,13 @@ def _train_epoch(
     model.train()
     total = run.sums  # read by the host at the next report
     timed, started = 0, time.monotonic()
-    batches = iter(loader.epoch(epoch, run.into * config.accumulate))
+    batches = arriving(loader.epoch(epoch, run.into * config.accumulate), run.device)
     for i in range(run.into, steps_per_epoch):
         rate = learning_rate(config, run.step, steps_per_epoch)
         set_rate(run.optimizer, rate)
         micro = min(config.accumulate, len(loader) - i * config.accumulate)
         for j in range(micro):
-            batch = next(batches).to(run.device, non_blocking=True)
+            batch = next(batches)
             wait = contextlib.nullcontext() if j == micro - 1 or model is run.model else model.no_sync()
             with wait:
                 with mixed_precision(run.recipe.train.precision, run.device.type):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tood.assign.ownership import smallest_of_groups
-from tood.assign.tiles import TILE, everything, tiled, touching
+from tood.assign.tiles import TILE, tiled, touching
 from tood.boxes import pairwise_iou
 
 
@@ -38,11 +38,6 @@ def test_points_shared_by_all_images_are_boxes_without_an_area():
     found = touching(objects, tiled(centres.repeat(1, 2)).unsqueeze(0))
     assert found.image.tolist() == [0, 1, 1]
     assert found.point.tolist() == [0, 1, 2]  # one on the edge is not inside
-
-
-def test_everything_is_every_pair_in_order():
-    found = everything(2, 3, 4, torch.device("cpu"))
-    assert torch.equal(found.row * 4 + found.point, torch.arange(24))
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tood.assign.ownership import Assignment
 from tood.boxes import area, box_to_distance
-from tood.priors import Priors
+from tood.priors import Priors, of_levels
 
 CHUNK = 1 << 22  # elements of the largest temporary (objects x points x 4 sides)
 REACHES = (-1.0, 64.0, 128.0, 256.0, 512.0, float("inf"))  # FCOS, px: level l takes points whose farthest side is within [l, l+1]
@@ -24,7 +24,7 @@ def assign_center(priors: Priors, object_boxes: Tensor, object_valid: Tensor, po
     A point is a candidate inside the box or, with radius > 0, inside the square of `radius` strides around the box's
     centre, cut by the box; and where its farthest side is within the level's reach.
     """
-    low, high = _of_levels(priors, REACHES[:-1]), _of_levels(priors, REACHES[1:])
+    low, high = (of_levels(bounds, priors.counts, priors.centres.device) for bounds in (REACHES[:-1], REACHES[1:]))
 
     def candidates(boxes: Tensor) -> Tensor:
         sides = box_to_distance(priors.centres, boxes)
@@ -38,7 +38,7 @@ def assign_center(priors: Priors, object_boxes: Tensor, object_valid: Tensor, po
 @torch.no_grad()
 def assign_fovea(priors: Priors, object_boxes: Tensor, object_valid: Tensor, point_valid: Tensor, *, sigma: float) -> Assignment:
     """FoveaBox: the middle `sigma` of an object's sides, on every level whose sizes fit the object. Arguments as above."""
-    low, high = (_of_levels(priors, [sizes[i] for sizes in FOVEA_SIZES]) for i in (0, 1))
+    low, high = (of_levels(bounds, priors.counts, priors.centres.device) for bounds in zip(*FOVEA_SIZES, strict=True))
 
     def candidates(boxes: Tensor) -> Tensor:
         middle, half = 0.5 * (boxes[..., :2] + boxes[..., 2:]), 0.5 * (boxes[..., 2:] - boxes[..., :2])
@@ -47,12 +47,6 @@ def assign_fovea(priors: Priors, object_boxes: Tensor, object_valid: Tensor, poi
         return fovea & (size >= low) & (size <= high)
 
     return _smallest_object(candidates, object_boxes, object_valid, point_valid)
-
-
-def _of_levels(priors: Priors, values) -> Tensor:
-    """One value a level -> one value a point [N]."""
-    counts = torch.tensor(priors.counts, device=priors.centres.device)
-    return priors.centres.new_tensor(values).repeat_interleave(counts, output_size=len(priors.centres))
 
 
 def _near_centre(priors: Priors, boxes: Tensor, radius: float) -> Tensor:

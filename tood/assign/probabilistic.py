@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tood.assign.mixture import fit_two_gaussians
 from tood.assign.ownership import Assignment
-from tood.priors import Priors
+from tood.priors import Priors, of_levels
 
 
 @torch.no_grad()
@@ -21,8 +21,7 @@ def split_by_loss(first: Assignment, losses: Tensor, priors: Priors, num_objects
     """
     b, n = losses.shape
     levels, slots = len(priors.counts), len(priors.counts) * topk
-    counts = torch.tensor(priors.counts, device=losses.device)
-    level = torch.arange(levels, device=losses.device).repeat_interleave(counts, output_size=n)
+    level = of_levels(range(levels), priors.counts, losses.device)
     nobody = num_objects * levels
     group = torch.where(first.object >= 0, first.object * levels + level, nobody)  # [B, N]
     # anchors by group, and by loss within it: two stable sorts

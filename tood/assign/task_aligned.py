@@ -8,9 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from tood.assign.ownership import Assignment, settle, smallest_of_groups, spread
-from tood.assign.tiles import everything, tiled, touching
+from tood.assign.ownership import Assignment, settle, smallest, smallest_of_groups, spread
+from tood.assign.tiles import tiled, touching
 from tood.boxes import inside, pairwise_iou
+from tood.devices import known_to_host
 from tood.priors import STRIDES
 
 CHUNK = 1 << 23  # objects x points looked at together; bounds the memory whatever an image holds
@@ -44,12 +45,14 @@ def assign_task_aligned(
     (b, g), n = object_valid.shape, point_valid.shape[1]
     k = min(m, n)
     reach = _widened(object_boxes) if widen_small else object_boxes
-    sought = tiled(centres.repeat(1, 2)).unsqueeze(0) if candidates == "inside" else tiled(boxes)
+    within = reach if candidates == "inside" else None
+    sparse = known_to_host(log_scores) and (beta > 0 or within is not None)  # where u is 0 t is too, unless beta is 0
+    sought = tiled(boxes if within is None else centres.repeat(1, 2).unsqueeze(0)) if sparse else None
     step = max(1, CHUNK // (b * n))
     parts = [
         _candidates(
             log_scores, boxes, centres, object_boxes[:, i : i + step], object_labels[:, i : i + step], point_valid,
-            alpha, beta, k, sought, reach[:, i : i + step] if candidates == "inside" else None,
+            alpha, beta, k, None if within is None else within[:, i : i + step], sought,
         )
         for i in range(0, max(g, 1), step)
     ]  # fmt: skip
@@ -64,27 +67,28 @@ def assign_task_aligned(
 
 def _candidates(
     log_scores: Tensor, boxes: Tensor, centres: Tensor, object_boxes: Tensor, labels: Tensor, point_valid: Tensor,
-    alpha: float, beta: float, k: int, sought: Tensor, within: Tensor | None,
+    alpha: float, beta: float, k: int, within: Tensor | None, sought: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The k best points of each object: index, -log t (inf where there are fewer), u, each [B, G', k].
 
-    within [B, G', 4]: boxes that points must lie in, None for anywhere; `sought` are the centres in tiles, or the boxes.
-    Where u is 0 t is too, so that only points whose box overlaps the object are looked at; unless beta is 0.
+    within [B, G', 4]: boxes that points must lie in, None for anywhere. sought: the centres in tiles, or where anywhere will
+    do the boxes, so that only points are looked at whose centre lies within or whose box overlaps the object; None: all are.
     """
     (b, g, _), n = object_boxes.shape, len(centres)
-    if beta or within is not None:
-        image, row, point = touching(object_boxes if within is None else within, sought)
-    else:
-        image, row, point = everything(b, g, n, labels.device)
+    if sought is None:
+        u = pairwise_iou(object_boxes, boxes)
+        log_s = log_scores.gather(2, labels.unsqueeze(1).expand(b, n, g)).transpose(1, 2)
+        usable = point_valid.unsqueeze(1) if within is None else point_valid.unsqueeze(1) & inside(centres, within.unsqueeze(2))
+        cost = _cost(log_s, u, usable, alpha, beta)
+        best = smallest(cost, k)
+        return best, cost.gather(2, best), u.gather(2, best)
+    image, row, point = touching(object_boxes if within is None else within, sought)
     place = image * n + point
     u = pairwise_iou(_rows(object_boxes, row).unsqueeze(1), _rows(boxes, place).unsqueeze(1)).flatten()
-    log_t = alpha * log_scores[image, point, labels.flatten()[row]] if alpha else torch.zeros_like(u)  # 0 * -inf would be NaN
-    if beta:
-        log_t = log_t + beta * u.log()
-    usable = point_valid.flatten()[place] & (u >= 0)  # not so of what is no number
+    usable = point_valid.flatten()[place]
     if within is not None:
         usable &= inside(centres.index_select(0, point), _rows(within, row))
-    cost = log_t.clamp_(max=0).abs_().nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(~usable, math.inf)
+    cost = _cost(log_scores[image, point, labels.flatten()[row]], u, usable, alpha, beta)
     entry, group, rank = smallest_of_groups(cost, row, b * g, k)
     found = []
     for values, nothing in ((point, 0), (cost, math.inf), (u, 0.0)):
@@ -92,6 +96,15 @@ def _candidates(
         laid_out[group, rank] = values[entry]
         found.append(laid_out.view(b, g, k))
     return tuple(found)
+
+
+def _cost(log_s: Tensor, u: Tensor, usable: Tensor, alpha: float, beta: float) -> Tensor:
+    """-log t; inf where t is 0, the point is not usable or something is no number."""
+    log_t = alpha * log_s if alpha else torch.zeros_like(u)  # 0 * -inf would be NaN
+    if beta:
+        log_t = log_t + beta * u.log()
+    cost = log_t.clamp_(max=0).abs_().nan_to_num_(nan=math.inf, posinf=math.inf)
+    return cost.masked_fill_(~(usable & (u >= 0)), math.inf)
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

@@ -41,12 +41,6 @@ def touching(objects: Tensor, tiles: Tensor) -> Pairs:
     return Pairs(image[pair], row[pair], tile[pair] * TILE + place)
 
 
-def everything(images: int, objects: int, points: int, device: torch.device) -> Pairs:
-    """All pairs."""
-    image, thing, point = torch.ones(images, objects, points, dtype=torch.bool, device=device).nonzero(as_tuple=True)
-    return Pairs(image, image * objects + thing, point)
-
-
 def _touch(a: Tensor, b: Tensor) -> Tensor:
     """Of boxes [..., 4] that broadcast: no edge of one lies beyond the other. False where a number is none."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)

@@ -5,7 +5,7 @@ Shapes: B images of a batch, H x W their padded size.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,6 +61,23 @@ class Decoded(NamedTuple):
         resized = [resize(image[:, :height, :width], size) for image, (height, width), size in parts]
         stacked, _ = stack_images(resized, self.canvas)
         return self.batch.to(device, non_blocking)._replace(images=stacked)
+
+
+def arriving(batches: Iterable[Batch | Decoded], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device. To a GPU each travels while the step before it is computed, by a stream of its own."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    road, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(road):
+            arrived = batch.to(device, non_blocking=True)
+        computing.wait_stream(road)
+        for value in (*arrived, *arrived.targets):
+            if isinstance(value, Tensor):
+                value.record_stream(computing)  # its memory is the road's, and must not serve another batch before
+        yield arrived
 
 
 def normalise(images: Tensor, sizes: Tensor, pixels: str = "rgb") -> Tensor:

@@ -14,7 +14,7 @@ from tood.data.targets import Targets, boxes_of, labels_of
 from tood.losses import binary_cross_entropy
 from tood.objectives.parts import at_least_one_an_image, box_losses, class_losses, focal_pair, mean_over_ranks
 from tood.predictions import Predictions
-from tood.priors import STRIDES
+from tood.priors import STRIDES, of_levels
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ def _level_weights(positives: Tensor, counts: tuple[int, ...]) -> Tensor:
     """2 on the level with the fewest positives so far, 1 on the one with the most: [L] -> [N]."""
     low, high = positives.aminmax()
     weights = 2 - (positives - low) / (high - low + 1e-10)
-    return weights.repeat_interleave(torch.tensor(counts, device=weights.device), output_size=sum(counts))
+    return of_levels(weights, counts, weights.device)

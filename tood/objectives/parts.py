@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tood.boxes import aligned_iou, box_to_distance
+from tood.devices import known_to_host
 from tood.losses import binary_cross_entropy, centerness, distribution_focal, giou_loss, negative_focal, positive_focal
 from tood.predictions import Distribution, Predictions
 
@@ -62,10 +63,8 @@ def box_losses(
     boxes: Tensor, target_boxes: Tensor, strides: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = giou_loss
 ) -> Tensor:
     """[B, N] weight * loss in units of the stride. boxes, target_boxes [B, N, 4] px, weight [B, N], 0 where there is no object."""
-    image, point = (weight > 0).nonzero(as_tuple=True)  # few; boxes of others are not even looked at, whatever they have become
-    unit = strides[point].unsqueeze(1)
-    found = loss(boxes[image, point] / unit, target_boxes[image, point] / unit) * weight[image, point]
-    return torch.zeros_like(weight).index_put((image, point), found)
+    unit = strides.view(1, -1, 1).expand_as(boxes)
+    return _where(weight > 0, lambda b, t, u, w: loss(b / u, t / u) * w, boxes, target_boxes, unit, weight)
 
 
 def box_sums(
@@ -89,11 +88,25 @@ def box_sums(
 def _distribution_losses(distribution: Distribution, distances: Tensor, used: Tensor) -> Tensor:
     """[B, N] DFL averaged over the four sides, 0 where not `used`; distances [B, N, 4] in strides."""
     bins = distribution.logits.shape[-1] - 1
-    image, point = used.nonzero(as_tuple=True)
-    # the peer's margin: a target on the last bin would have no right neighbour
-    target = (distances[image, point] / distribution.width).clamp(0, bins - 0.1)
-    found = distribution_focal(distribution.logits[image, point], target).mean(-1)
-    return torch.zeros_like(used, dtype=found.dtype).index_put((image, point), found)
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        # the peer's margin: a target on the last bin would have no right neighbour
+        return distribution_focal(logits, target.clamp(0, bins - 0.1)).mean(-1)
+
+    return _where(used, loss, distribution.logits, distances / distribution.width)
+
+
+def _where(used: Tensor, loss: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """[B, N] `loss` of the rows of values [B, N, ...] where `used`, else 0: those others matter not, whatever they have become.
+
+    They are left out of the work where the host knows them, else it is done on something harmless in their place.
+    """
+    if known_to_host(used):
+        rows = used.nonzero(as_tuple=True)
+        found = loss(*(value[rows] for value in values))
+        return torch.zeros_like(used, dtype=found.dtype).index_put(rows, found)
+    harmless = (torch.where(used.view(*used.shape, *[1] * (value.dim() - 2)), value, 1.0) for value in values)
+    return torch.where(used, loss(*harmless), 0.0)
 
 
 def quality_loss_sum(predictions: Predictions, target_boxes: Tensor, positive: Tensor) -> Tensor:

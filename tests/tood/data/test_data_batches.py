@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tood.config import BackboneConfig
-from tood.data.batches import MEAN, PIXELS, STD, collate, normalise, stack_images
+from tood.data.batches import MEAN, PIXELS, STD, arriving, collate, normalise, stack_images
 from tood.data.transforms import Sample
 
 
@@ -77,3 +77,21 @@ def test_backbones_from_caffe_read_blue_first_and_only_less_the_mean(pixels, mea
 
 def test_every_kind_of_pixels_that_a_configuration_may_name_is_known():
     assert set(get_args(get_type_hints(BackboneConfig)["pixels"])) == set(PIXELS)
+
+
+def test_batches_arrive_in_their_order_and_no_sooner_than_they_are_wanted():
+    made = []
+    batches = arriving((made.append(i) or collate([sample(32, 32 * i, i)]) for i in (1, 2, 3)), torch.device("cpu"))
+    assert made == []
+    assert next(batches).sizes.tolist() == [[32, 32]]
+    assert made == [1]
+    assert [b.sizes[0, 1].item() for b in batches] == [64, 96]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_batches_are_whole_when_they_are_computed_with():
+    there = [collate([sample(800, 1333, i % 5)])._replace(image_ids=torch.tensor([i])) for i in range(20)]
+    sums = [b.images.float().mean() + b.image_ids.sum() for b in arriving(there, torch.device("cuda"))]
+    assert [s.item() for s in sums] == pytest.approx(
+        [(b.images.float().mean() + b.image_ids.sum()).item() for b in there], rel=1e-5
+    )

@@ -1,0 +1,123 @@
+"""An accelerator leaves nothing out that a host would have to be asked for: the results are the same, and no step waits."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.tood.assigning import ASSIGNERS, assign, random_batch
+from tests.tood.dense import OBJECTS, everywhere
+from tests.tood.test_objectives import CASES, losses_of, predictions_for, wild
+from tood.assign import task_aligned
+from tood.config import build
+from tood.data import batches
+from tood.data.batches import Batch
+from tood.data.targets import Targets
+from tood.detectors import DETECTORS, ModelConfig, build_detector
+from tood.devices import known_to_host
+from tood.precision import mixed_precision
+from tood.predictions import Predictions
+from tood.priors import _cached_priors
+
+SLIM = {"layers": 2, "channels": 16, "groups": 4, "neck": {"channels": 16}, "backbone": {"depth": 18}}
+SIDE, CLASSES = 64, 5
+
+
+@pytest.fixture
+def as_on_accelerator(monkeypatch):
+    """On the CPU what an accelerator would do."""
+
+    def begin() -> None:
+        users = [module for module in sys.modules.values() if getattr(module, "known_to_host", None) is known_to_host]
+        assert task_aligned in users
+        for module in users:
+            monkeypatch.setattr(module, "known_to_host", lambda values: False)
+
+    return begin
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_the_same(case, as_on_accelerator):
+    objective, epoch, choices = CASES[case]
+
+    def learned() -> tuple[dict, list]:
+        leaves = predictions_for(choices)
+        valid = everywhere(leaves.priors)
+        valid[:, ::3] = False
+        losses = losses_of(objective, wild(leaves, valid), OBJECTS, valid, epoch)
+        sum(losses.values()).backward()
+        return losses, [leaf.grad for leaf in leaves_of(leaves)]
+
+    on_host = learned()
+    as_on_accelerator()
+    torch.testing.assert_close(learned(), on_host, rtol=1e-6, atol=1e-8)
+
+
+def leaves_of(predictions: Predictions) -> list[torch.Tensor]:
+    return [
+        leaf for leaf in tree_leaves(tuple(predictions)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad and leaf.is_leaf
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in ASSIGNERS if name.startswith("task_aligned")])
+def test_the_assignment_is_the_same_to_the_bit(name, as_on_accelerator, monkeypatch):
+    cases = [random_batch(b=2, g=g, seed=g) for g in (0, 1, 7, 40)]
+    cases[2]["boxes"] = cases[2]["boxes"].div(64).round() * 64  # many are equal
+    cases[2]["boxes"][0, ::5], cases[2]["log_scores"][1, ::7] = torch.nan, -torch.inf
+    on_host = [assign(name, batch) for batch in cases]
+    as_on_accelerator()
+    for chunk in (task_aligned.CHUNK, 1):  # whole, and an object at a time
+        monkeypatch.setattr(task_aligned, "CHUNK", chunk)
+        for batch, expected in zip(cases, on_host, strict=True):
+            found = assign(name, batch)
+            assert all(torch.equal(*pair) for pair in zip(found[:4], expected[:4], strict=True))
+
+
+class Arrivals(TorchDispatchMode):
+    """The operations that bring a host's tensor to a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        done = function(*arguments, **(options or {}))
+        places = [
+            {t.device.type for t in tree_leaves(side) if isinstance(t, torch.Tensor)} for side in ((arguments, options), done)
+        ]
+        if "cpu" in places[0] and "cuda" in places[1]:
+            self.seen.append(str(function))
+        return done
+
+
+@pytest.fixture(scope="module")
+def pretended():
+    """Tensors that are on a GPU by their own account and hold nothing: to ask what one holds is an error."""
+    forget = batches._statistics.cache_clear, _cached_priors.cache_clear
+    for each in forget:
+        each()
+    yield FakeTensorMode()
+    for each in forget:
+        each()
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_no_part_of_a_step_asks_what_a_device_holds(pretended, detector):
+    with pretended, torch.device("cuda"):
+        model = build_detector(build(ModelConfig, {"detector": detector, **SLIM}), CLASSES).train()
+        targets = Targets(torch.zeros(2, 4, 4), torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool))
+        ids, sizes = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+        images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
+        batch = Batch(images, sizes, targets._replace(crowds=torch.zeros(2, 1, 4)), ids, sizes, torch.ones(2, 2))
+        with warnings.catch_warnings(), Arrivals() as arrivals:
+            warnings.simplefilter("ignore")  # there is no GPU
+            with mixed_precision("bf16", "cuda"):
+                model(batch)  # priors are made and kept
+                arrivals.seen.clear()
+                losses = model(batch, 0), model(batch, 20)
+    assert {loss.device.type for phase in losses for loss in phase.values()} == {"cuda"}
+    assert arrivals.seen == []
