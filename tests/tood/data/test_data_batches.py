@@ -92,6 +92,5 @@ def test_batches_arrive_in_their_order_and_no_sooner_than_they_are_wanted():
 def test_on_a_gpu_batches_are_whole_when_they_are_computed_with():
     there = [collate([sample(800, 1333, i % 5)])._replace(image_ids=torch.tensor([i])) for i in range(20)]
     sums = [b.images.float().mean() + b.image_ids.sum() for b in arriving(there, torch.device("cuda"))]
-    assert [s.item() for s in sums] == pytest.approx(
-        [(b.images.float().mean() + b.image_ids.sum()).item() for b in there], rel=1e-5
-    )
+    expected = [(b.images.float().mean() + b.image_ids.sum()).item() for b in there]
+    assert [s.item() for s in sums] == pytest.approx(expected, rel=1e-5)
