@@ -23,6 +23,7 @@ from tood.config import DataConfig, identity
 from tood.data.batches import arriving
 from tood.data.coco import CocoData, read_split
 from tood.data.loaders import TrainLoader, learnable
+from tood.devices import choose_kernels
 from tood.early_stopping import after_epoch, reason
 from tood.errors import ConfigError, DataError, ToodError
 from tood.evaluation import coco_figures
@@ -85,7 +86,8 @@ def train(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    _make_deterministic(recipe.train.seed)
+    torch.manual_seed(recipe.train.seed)
+    choose_kernels(same_bits=True)
     train_data, val_data = read_data(recipe.data)
     loader = _train_loader(recipe, train_data, rank, world)
     fresh = recipe if resume is None else replace(recipe, init="none")  # the checkpoint brings its own weights
@@ -256,15 +258,6 @@ def _train_loader(recipe: Recipe, data: CocoData, rank: int, world: int) -> Trai
             f"evenly by {world} workers; use a multiple of {world * config.accumulate}"
         )
     return TrainLoader(data, recipe.data, batch_size=micro // world, seed=config.seed, epochs=config.epochs, rank=rank, world=world)
-
-
-def _make_deterministic(seed: int) -> None:
-    """Same seed, same bits: on CUDA this needs deterministic kernels, without their costly fill of fresh memory."""
-    torch.manual_seed(seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False
 
 
 def main(arguments: list[str] | None = None) -> int:

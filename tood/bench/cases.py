@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import logsigmoid
 
-from tood.bench.parts import busy, decode, losses, step
+from tood.bench.parts import busy, by_kernels, decode, losses, step
 from tood.bench.timing import Operation
 from tood.config import BackboneConfig, PredictConfig, TrainConfig
 from tood.data.batches import Batch
@@ -31,6 +31,7 @@ class Sizes(NamedTuple):
     """How large the cases are. QUICK shows that they run; its times say nothing."""
 
     step: int = 320  # px, a side of both images of a training step
+    train: tuple[int, int, int] = (16, 800, 1344)  # images, height and width of a step on a GPU
     image: tuple[int, int] = (800, 1333)  # (height, width) for assignment, losses, decoding
     images: int = 16  # of one assignment
     loss_images: int = 4
@@ -42,7 +43,7 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes()
-QUICK = Sizes(64, (96, 128), 2, 1, 200, 64, 4, 40, 18)
+QUICK = Sizes(64, (2, 64, 96), (96, 128), 2, 1, 200, 64, 4, 40, 18)
 
 
 class Case(NamedTuple):
@@ -89,6 +90,30 @@ def steps(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         rounds=3,
         settle=1,
     )
+    if device.type == "cuda" or sizes is QUICK:
+        yield _steps_of_a_gpu(sizes, device)
+
+
+def _steps_of_a_gpu(sizes: Sizes, device: torch.device) -> Group:
+    """Steps as a GPU takes them; what training always does, the same bits each time, beside what that costs."""
+    images, height, width = sizes.train
+    batch, config = drawn_batch(images, height, width, 20, device), TrainConfig(precision="bf16")
+
+    def stepping(compiled: bool = False) -> Operation:
+        model = _detector(sizes, device).to(memory_format=torch.channels_last)
+        if compiled:
+            model.compile_dense()
+        return step(model, make_optimizer(model, config), batch, config, LAST)
+
+    eager = stepping()
+    cases = [
+        Case("bf16, channels last", by_kernels(eager, same_bits=True)),
+        Case("  bits may differ", by_kernels(eager, same_bits=False)),
+    ]
+    if device.type == "cuda":  # on a CPU that takes minutes
+        cases.append(Case("  compiled", by_kernels(stepping(compiled=True), same_bits=True)))
+    work = f"an image of {images} of {height}x{width}, 20 objects each, TOOD R-{sizes.depth}"
+    return Group("step", work, [case._replace(units=images) for case in cases], warm_ups=3)
 
 
 def assignments(sizes: Sizes, device: torch.device) -> Iterator[Group]:
@@ -137,7 +162,7 @@ def inferences(sizes: Sizes, device: torch.device) -> Iterator[Group]:
     """Images in, detections out."""
     batch = drawn_batch(1, sizes.detect, sizes.detect, 1, device)
 
-    def detecting(model: Detector, bf16: bool) -> Operation:
+    def detecting(model: Detector, bf16: bool, batch: Batch = batch) -> Operation:
         @torch.no_grad()
         def run() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -156,6 +181,14 @@ def inferences(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         Case("bf16, channels last", detecting(wide, True), 1.03),
     ]
     yield Group("infer", f"TOOD R-{sizes.depth}, 1 image of {sizes.detect}x{sizes.detect}", cases, warm_ups=1, settle=1)
+    if device.type == "cuda" or sizes is QUICK:
+        _, height, width = sizes.train
+        large = drawn_batch(1, height, width, 1, device)
+        cases = [
+            Case("fp32, channels last", detecting(wide, False, large)),
+            Case("bf16, channels last", detecting(wide, True, large)),
+        ]
+        yield Group("infer", f"TOOD R-{sizes.depth}, 1 image of {height}x{width}", cases, warm_ups=3)
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------

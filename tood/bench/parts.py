@@ -14,6 +14,7 @@ from tood.data.batches import Batch, normalise
 from tood.data.loaders import TrainLoader
 from tood.data.targets import Targets
 from tood.detector import Detector
+from tood.devices import choose_kernels
 from tood.errors import ConfigError
 from tood.optimisation import set_rate
 from tood.postprocess import detections
@@ -74,6 +75,21 @@ def step(model: Detector, optimizer: torch.optim.Optimizer, batch: Batch, config
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def by_kernels(operation: Operation, *, same_bits: bool) -> Operation:
+    """The operation by kernels that give the same bits each time, as training has them, or by the quickest."""
+
+    def run() -> None:
+        before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+        choose_kernels(same_bits=same_bits)
+        try:
+            operation()
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]
 
     return run
 

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import statistics
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from tood import __version__
 from tood.bench.cases import PEER, Group
 from tood.bench.growth import Growth
 from tood.bench.ratio import Ratio
-from tood.bench.timing import Turns, reference_operation
+from tood.bench.timing import Operation, Turns, reference_operation
 
 REFERENCE = "reference"
 DEAREST = 10  # operators that a profile's table shows
@@ -34,6 +35,8 @@ class Row(NamedTuple):
     first: str  # the group's first case, and how many times as fast as it this one is: the median over rounds
     faster: float
     peer: float | None
+    gpu_memory: float | None = None  # GiB, at most
+    gpu_waits: int | None = None  # of the host for the device in a call, as far as torch notices
 
 
 def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
@@ -50,8 +53,22 @@ def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
         ordered, median = sorted(own), statistics.median(own)
         low, high = (ordered[round(q * (len(own) - 1))] for q in (0.1, 0.9))
         row = (median, low, high, len(own), median / reference, group.cases[0].name, statistics.median(shares), case.peer)
-        rows.append(Row(group.name, group.work, case.name, *row))
+        rows.append(Row(group.name, group.work, case.name, *row, *(on_gpu(case.operation) if device.type == "cuda" else ())))
     return rows
+
+
+def on_gpu(operation: Operation) -> tuple[float, int]:
+    """Of one more call, watched: GiB of GPU memory at most, and how often the host waited for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            operation()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return torch.cuda.max_memory_allocated() / 2**30, sum("called a synchronizing" in str(each.message) for each in said)
 
 
 def machine() -> dict[str, Any]:
@@ -90,6 +107,10 @@ def table(rows: Sequence[Row]) -> str:
         times = "".join(f"{duration(s):>10}" for s in (row.seconds, row.low, row.high))
         peer = duration(row.peer) if row.peer else ""
         lines.append(f"  {row.case:<26}{times}{row.calls:>6}{row.references:>9.3g}{row.faster:>9.2f}x{peer:>10}".rstrip())
+        if row.gpu_memory is not None:
+            lines.append(
+                f"    {1 / row.seconds:.1f} a second; {row.gpu_memory:.1f} GiB at most; the host waits {row.gpu_waits} times"
+            )
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tood.bench.__main__ import main as alone
 from tood.bench.arguments import GROWTH, NAMES
 from tood.bench.command import GROUPS
 from tood.bench.growth import growth_of
-from tood.bench.report import measure, table
+from tood.bench.report import measure, on_gpu, table
 
 CPU = torch.device("cpu")
 QUICK = ["--quick", "--seconds", "0"]
@@ -40,6 +41,29 @@ def test_units_are_what_times_are_of():
     call = cases.Case("a", lambda: sum(range(20_000)))
     whole, share = (measure(cases.Group("g", "", [c]), CPU, 0.1)[0] for c in (call, call._replace(units=1000)))
     assert share.seconds < whole.seconds / 10
+
+
+def test_of_a_call_on_a_gpu_its_memory_and_its_waits_are_told(monkeypatch):
+    """There is none here; torch's own words for a wait, as it says them in this mode."""
+    modes = []
+    played = {
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "set_sync_debug_mode": modes.append,
+        "max_memory_allocated": lambda: 3 * 2**29,
+    }
+    for name, play in played.items():
+        monkeypatch.setattr(torch.cuda, name, play)
+
+    def operation() -> None:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    assert on_gpu(operation) == (1.5, 2)
+    assert modes == ["warn", "default"]
+    row = measure(cases.Group("g", "", [cases.Case("a", lambda: None)], 0, 1), CPU, 0)[0]
+    assert "a second; 1.5 GiB at most; the host waits 2 times" in table([row._replace(gpu_memory=1.5, gpu_waits=2)])
 
 
 def test_a_table_is_at_most_100_columns(capsys):
