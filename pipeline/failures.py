@@ -43,7 +43,7 @@ def _is_given_up() -> bool:
     if controller is None:
         return False
     time.sleep(LINGER)
-    return actors(controller)["State"] == "DEAD"
+    return actors(controller).get("State") == "DEAD"
 
 
 def cause(error: Exception, run: str) -> ToodError:

@@ -62,7 +62,8 @@ def forget_priors() -> None:
 
 
 def _make_priors(level_sizes: tuple[tuple[int, int], ...], device: torch.device, grid: PriorGrid) -> Priors:
-    shapes = torch.tensor(grid.shapes, dtype=torch.float32, device=device)  # [A, 2]
+    sides = [float(side) for shape in grid.shapes for side in shape]
+    shapes = torch.cat([torch.full((1,), side, device=device) for side in sides]).view(-1, 2)  # [A, 2], not sent there
     centres, anchors, strides = [], [], []
     for (height, width), stride in zip(level_sizes, STRIDES, strict=True):
         y = (torch.arange(height, device=device) + grid.centre_offset) * stride

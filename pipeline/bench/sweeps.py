@@ -19,7 +19,7 @@ from tood.bench.cases import QUICK, Sizes
 from tood.bench.growth import Growth, growth_of
 from tood.config import to_dict
 
-TRIALS = (1, 3, 6)
+TRIALS = (1, 2, 4)
 PARTS = ("plan", "track", "train")  # beside which Tune's own share is what is left of a sweep
 EPOCHS = 12
 LEAST = 1e-9  # s: a share that is lost in the noise
