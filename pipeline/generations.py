@@ -25,7 +25,8 @@ from pipeline.failures import why
 from pipeline.population import Birth
 from pipeline.scratch import scratch_folder
 from pipeline.site import Site
-from pipeline.storage.checkpoints import fetch, latest_of, prefix_of, read_manifest, upload_checkpoint
+from pipeline.storage.checkpoints import fetch, prefix_of, read_manifest, upload_checkpoint
+from pipeline.storage.pointers import latest_of
 from pipeline.storage.store import Store
 from pipeline.tracking.runs import Run
 from pipeline.train import Progress

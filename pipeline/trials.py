@@ -11,7 +11,8 @@ from pipeline import repeats, space
 from pipeline.config import Experiment, experiment_of, to_yaml
 from pipeline.errors import StorageError
 from pipeline.site import Site, absolute
-from pipeline.storage.checkpoints import close_run, latest_of
+from pipeline.storage.checkpoints import close_run
+from pipeline.storage.pointers import latest_of
 from pipeline.storage.store import Store
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, SWEEP, Run

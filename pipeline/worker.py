@@ -31,8 +31,9 @@ from pipeline.notice import confirm, hold_still, listen, told_to_stop
 from pipeline.plots import runs as plots
 from pipeline.registry.models import pull
 from pipeline.scratch import scratch_folder
-from pipeline.storage.checkpoints import fetch, latest_of, prefix_of, remove_checkpoint, remove_others, upload_checkpoint
+from pipeline.storage.checkpoints import fetch, prefix_of, remove_checkpoint, remove_others, upload_checkpoint
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import latest_of
 from pipeline.storage.store import Store
 from pipeline.tracking.notes import describe_run
 from pipeline.tracking.runs import DETECTIONS, Run

@@ -10,10 +10,11 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import RegistryError
 from pipeline.registry.access import check_name, registry
 from pipeline.registry.models import Info, Version, publish
-from pipeline.storage.checkpoints import CHECKPOINTS, MODELS, Manifest, read_manifest
+from pipeline.storage.checkpoints import MODELS, Manifest, read_manifest
 from pipeline.storage.checkpoints import verify as verify_stored
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import CHECKPOINTS
 from pipeline.storage.store import Store
 from pipeline.tracking.facts import redact
 from pipeline.tracking.runs import CHECKPOINT, Run, experiment_id

@@ -25,7 +25,8 @@ from pipeline.errors import IntegrityError, MissingObjectError
 from pipeline.registry.access import DIGEST, all_versions, registry
 from pipeline.registry.files import keeping
 from pipeline.registry.promotion import RETIRED
-from pipeline.storage.checkpoints import CHECKPOINTS, MANIFEST, MODELS, latest, pointer_key, read_manifest, remove_checkpoint
+from pipeline.storage.checkpoints import MANIFEST, MODELS, read_manifest, remove_checkpoint
+from pipeline.storage.pointers import CHECKPOINTS, latest, pointer_key
 from pipeline.storage.store import Entry, Store
 from pipeline.storage.upkeep import Problem, folders, is_finished
 from pipeline.tracking.runs import CHECKPOINT, IDENTITY, SWEEP

@@ -11,10 +11,8 @@ A manifest names each file with its sha256 and size, so the sha256 of its own by
 
 import hashlib
 import json
-import random
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -23,12 +21,11 @@ from typing import Any, NamedTuple, Protocol
 from pipeline.errors import IntegrityError, MissingObjectError, StorageError
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import NAMED, Latest, advance, close, pointer_key, run_folder
 from pipeline.storage.store import Store, check_key
 
-CHECKPOINTS, MODELS = "checkpoints", "models"  # folders of a store: checkpoints of runs, models put there by hand
+MODELS = "models"  # folder of a store: models put there by hand
 MANIFEST = "manifest.json"
-_NAMED = re.compile(rf"{CHECKPOINTS}/[^/]+/\d+-([0-9a-f]{{12}})$")  # a checkpoint's prefix, which has its manifest's digest
-_POINTER_ATTEMPTS = 100  # each refusal means that another writer got through
 
 
 class Readable(Protocol):
@@ -49,13 +46,6 @@ class Manifest(NamedTuple):
     files: dict[str, File]  # by name relative to the manifest's folder
     values: dict[str, Any]  # the whole document
     raw: bytes
-
-
-class Latest(NamedTuple):
-    step: int
-    prefix: str
-    note: dict[str, Any]  # what was said of the run when it was written
-    closed: bool = False  # by `close_run`
 
 
 def upload_checkpoint(store: Store, folder: Path, run: str, note: dict[str, Any] | None = None) -> str:
@@ -81,25 +71,13 @@ def upload_checkpoint(store: Store, folder: Path, run: str, note: dict[str, Any]
         for name in wanted:
             if f"{prefix}/{name}" not in there:
                 store.put_file(f"{prefix}/{name}", folder / name)
-    _advance_latest(store, run, Latest(manifest.values["step"], prefix, note or {}))
+    advance(store, run, Latest(manifest.values["step"], prefix, note or {}))
     return prefix
 
 
 def prefix_of(folder: Path, run: str) -> str:
     """Where `upload_checkpoint` will put the checkpoint in `folder`."""
     return _prefix(folder, run, read_manifest(FolderStore(folder), ""))
-
-
-def latest(store: Store, run: str) -> str | None:
-    """Prefix of the run's checkpoint of the highest step, None before its first."""
-    found = latest_of(store, run)
-    return found and found.prefix
-
-
-def latest_of(store: Store, run: str) -> Latest | None:
-    """The run's checkpoint of the highest step with its note, None before its first."""
-    data, _ = store.read_pointer(pointer_key(run))
-    return None if data is None else _pointer(store, run, data)
 
 
 def fetch(store: Readable, prefix: str, destination: Path, expected_digest: str | None = None) -> Path:
@@ -153,33 +131,16 @@ def remove_checkpoint(store: Store, prefix: str) -> None:
 
 
 def close_run(store: Store, run: str, chosen: Callable[[dict[str, Any]], str]) -> Latest | None:
-    """End a run for good: of its checkpoints only the `chosen` one stays, and no writer moves its pointer any more.
-
-    A stopped run's processes may store on for seconds, and each of their checkpoints supersedes others. chosen: of the
-    pointer's note the prefix to keep; "" keeps none, and no pointer. Returns the pointer as it stays; where there was none,
-    nothing is done. Raises StorageError.
-    """
-    for _ in range(_POINTER_ATTEMPTS):
-        data, etag = store.read_pointer(pointer_key(run))
-        if data is None:
-            return None
-        current = _pointer(store, run, data)
-        prefix = chosen(current.note)
-        if not prefix:
-            store.delete(pointer_key(run))
-            remove_others(store, run, set())
-            return None
-        closed = Latest(int(prefix.rpartition("/")[2].partition("-")[0]), prefix, current.note, closed=True)
-        if current == closed or store.swap_pointer(pointer_key(run), _pointer_bytes(closed), etag):
-            remove_others(store, run, {prefix})
-            return closed
-        time.sleep(random.uniform(0, 0.1))
-    raise _busy(store, run)
+    """End a run for good, as `pointers.close` does, and delete all of it but the chosen checkpoint. Raises StorageError."""
+    closed = close(store, run, chosen)
+    if closed is not None:
+        remove_others(store, run, {closed.prefix} - {""})
+    return closed
 
 
 def remove_others(store: Store, run: str, keep: Collection[str]) -> None:
     """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left."""
-    folder = _run_folder(run)
+    folder = run_folder(run)
     found = {f"{folder}/{key.removeprefix(folder + '/').split('/')[0]}" for key in store.list(folder)}
     for prefix in found - {pointer_key(run), *keep}:
         remove_checkpoint(store, prefix)
@@ -196,7 +157,7 @@ def read_manifest(store: Readable, prefix: str, expected_digest: str | None = No
     digest = hashlib.sha256(raw).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         raise IntegrityError(f"{url}: sha256 is {digest}, expected {expected_digest}; it is not what was registered")
-    named = _NAMED.match(prefix)
+    named = NAMED.match(prefix)
     if named and not digest.startswith(named[1]):
         raise IntegrityError(f"{url}: sha256 is {digest}, its folder is named after another; the manifest was altered or damaged")
     try:
@@ -250,56 +211,7 @@ def _prefix(folder: Path, run: str, manifest: Manifest) -> str:
     step = manifest.values.get("step")
     if type(step) is not int or step < 0:
         raise IntegrityError(f"{folder / MANIFEST}: step is {step!r}, expected a count of steps")
-    return f"{_run_folder(run)}/{step:08d}-{manifest.digest[:12]}"
-
-
-def _advance_latest(store: Store, run: str, new: Latest) -> None:
-    data = _pointer_bytes(new)
-    for _ in range(_POINTER_ATTEMPTS):
-        there, etag = store.read_pointer(pointer_key(run))
-        current = None if there is None else _pointer(store, run, there)
-        if current and current.closed:
-            raise StorageError(f"{store.url_of(pointer_key(run))}: the run was ended for good; train under another name")
-        if there == data or (current and current.step > new.step):
-            return
-        if store.swap_pointer(pointer_key(run), data, etag):
-            return
-        time.sleep(random.uniform(0, 0.1))
-    raise _busy(store, run)
-
-
-def _busy(store: Store, run: str) -> StorageError:
-    return StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
-
-
-def _pointer(store: Store, run: str, data: bytes) -> Latest:
-    try:
-        pointer = Latest(**{name: value for name, value in json.loads(data).items() if name != "sha256"})
-        # An altered one might send a reader elsewhere, or by a later step hold back all that follow.
-        named = check_key(pointer.prefix).startswith(f"{_run_folder(run)}/{pointer.step:08d}-") and _NAMED.fullmatch(pointer.prefix)
-        if named and data == _pointer_bytes(pointer):
-            return pointer
-    except (ValueError, TypeError, AttributeError, StorageError):
-        pass
-    raise IntegrityError(f"{store.url_of(pointer_key(run))}: not a pointer to a checkpoint of this run; delete it")
-
-
-def _pointer_bytes(pointer: Latest) -> bytes:
-    values = pointer._asdict()
-    if not pointer.closed:
-        del values["closed"]
-    return json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}).encode()
-
-
-def pointer_key(run: str) -> str:
-    """Where the pointer to a run's newest checkpoint lies."""
-    return f"{_run_folder(run)}/latest.json"
-
-
-def _run_folder(run: str) -> str:
-    if "/" in run:
-        raise StorageError(f"run {run!r}: a run's name in the store has no '/'")
-    return check_key(f"{CHECKPOINTS}/{run}")
+    return f"{run_folder(run)}/{step:08d}-{manifest.digest[:12]}"
 
 
 def _join(prefix: str, name: str) -> str:

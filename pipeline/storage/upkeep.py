@@ -11,16 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.errors import IntegrityError, MissingObjectError
-from pipeline.storage.checkpoints import (
-    CHECKPOINTS,
-    MANIFEST,
-    MODELS,
-    latest,
-    pointer_key,
-    read_manifest,
-    remove_checkpoint,
-    verify,
-)
+from pipeline.storage.checkpoints import MANIFEST, MODELS, read_manifest, remove_checkpoint, verify
+from pipeline.storage.pointers import CHECKPOINTS, latest, pointer_key
 from pipeline.storage.store import Entry, Store
 
 PROOFS = "check"  # folder of a store: objects with which `opening.check` proves it

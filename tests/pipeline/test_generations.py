@@ -12,8 +12,9 @@ from pipeline.config import experiment_of
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.generations import LEDGER, Ledger, evolve, hand_over
 from pipeline.population import CHANGED, LINEAGE, PARENT, PARENT_EPOCH, REPLACES, Birth
-from pipeline.storage.checkpoints import latest_of, read_manifest, remove_checkpoint, remove_others, upload_checkpoint
+from pipeline.storage.checkpoints import read_manifest, remove_checkpoint, remove_others, upload_checkpoint
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import latest_of
 from pipeline.train import Progress
 from pipeline.trials import Plan, progress_of
 from tests.pipeline.checkpoints import make_checkpoint

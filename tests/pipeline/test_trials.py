@@ -8,8 +8,9 @@ import pytest
 from pipeline.errors import StorageError
 from pipeline.experiment_files import load_values
 from pipeline.site import Site
-from pipeline.storage.checkpoints import latest_of, prefix_of, upload_checkpoint, verify
+from pipeline.storage.checkpoints import prefix_of, upload_checkpoint, verify
 from pipeline.storage.folder import FolderStore
+from pipeline.storage.pointers import latest_of
 from pipeline.tracking.runs import experiment_id
 from pipeline.trials import Plan, outcome, progress_of, run_name
 from pipeline.worker import Progress

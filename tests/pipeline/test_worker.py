@@ -14,8 +14,9 @@ from pipeline.config import experiment_of
 from pipeline.experiment_files import load_values
 from pipeline.generations import hand_over
 from pipeline.population import Birth
-from pipeline.storage.checkpoints import fetch, latest_of, read_manifest
+from pipeline.storage.checkpoints import fetch, read_manifest
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import latest_of
 from pipeline.trials import progress_of
 from pipeline.worker import Address, Progress
 from tests.tiny import write_dataset, write_experiment

@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 
 from pipeline.errors import IntegrityError
 from pipeline.registry.models import publish, pull
-from pipeline.storage.checkpoints import fetch, latest, upload_checkpoint
+from pipeline.storage.checkpoints import fetch, upload_checkpoint
 from pipeline.storage.opening import check, open_store
+from pipeline.storage.pointers import latest
 from pipeline.storage.store import Store
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.servers import mlflow_server, postgres, s3_server

@@ -14,8 +14,6 @@ from pipeline.storage.checkpoints import (
     close_run,
     fetch,
     fetch_url,
-    latest,
-    latest_of,
     prefix_of,
     remove_checkpoint,
     remove_others,
@@ -24,6 +22,7 @@ from pipeline.storage.checkpoints import (
 )
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import latest, latest_of
 from tests.pipeline.checkpoints import make_checkpoint
 
 FILES = ["manifest.json", "model/manifest.json", "model/model.safetensors", "training.safetensors"]
@@ -331,5 +330,5 @@ def test_a_closed_run_keeps_one_checkpoint_and_what_its_processes_store_later_co
 
 def test_nothing_stays_of_a_closed_run_that_has_none_to_keep(store, folder):
     upload_checkpoint(store, folder, "run", {"best": ""})
-    assert close_run(store, "run", lambda note: note["best"]) is None
+    assert close_run(store, "run", lambda note: note["best"]).prefix == ""
     assert store.list("checkpoints/run") == []

@@ -9,9 +9,10 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.errors import IntegrityError
-from pipeline.storage.checkpoints import fetch, latest, upload_checkpoint
+from pipeline.storage.checkpoints import fetch, upload_checkpoint
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import latest
 from pipeline.storage.upkeep import check, litter
 from tests.pipeline.checkpoints import make_checkpoint
 from tests.pipeline.publisher import Publisher

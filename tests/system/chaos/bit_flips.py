@@ -17,8 +17,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from pipeline.registry.models import publish, pull
-from pipeline.storage.checkpoints import fetch, latest, pointer_key, upload_checkpoint
+from pipeline.storage.checkpoints import fetch, upload_checkpoint
 from pipeline.storage.folder import FolderStore
+from pipeline.storage.pointers import latest, pointer_key
 from pipeline.tracking.runs import experiment_id
 from tests.system.chaos.summary import Row, begin, conclude, parser
 from tests.tiny import write_experiment

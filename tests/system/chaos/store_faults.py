@@ -24,8 +24,9 @@ from pipeline.registry.files import verify_version
 from pipeline.registry.models import publish
 from pipeline.registry.promotion import promote
 from pipeline.storage import lock, s3
-from pipeline.storage.checkpoints import fetch, latest, upload_checkpoint, verify
+from pipeline.storage.checkpoints import fetch, upload_checkpoint, verify
 from pipeline.storage.opening import open_store
+from pipeline.storage.pointers import latest
 from pipeline.storage.store import Store
 from pipeline.storage.upkeep import check
 from pipeline.tracking.runs import experiment_id
