@@ -39,7 +39,7 @@ def _is_given_up() -> bool:
     Its workers are killed a moment before it. What it would reserve in that moment for others is never freed, not even when
     the job ends: Ray has by then done away with all that it knew to be the controller's.
     """
-    controller = ray.get_runtime_context().get_actor_id()
+    controller = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None  # to ask would start a Ray
     if controller is None:
         return False
     time.sleep(LINGER)

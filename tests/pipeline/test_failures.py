@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -35,9 +36,10 @@ def test_what_would_fail_again_is_not_tried_again(error):
 
 @pytest.mark.parametrize("error", [DataError("x"), StorageError("x"), StoppedError("x"), ConnectionError(), SystemExit(1)])
 def test_what_may_pass_is_tried_again_as_often_as_allowed(error):
-    policy = _Policy(FailureConfig(max_failures=2))
+    policy, had_ray = _Policy(FailureConfig(max_failures=2)), ray.is_initialized()
     decisions = [policy.make_decision(failed(wrapped(error))) for _ in range(3)]
     assert decisions == [FailureDecision.RETRY] * 2 + [FailureDecision.RAISE]
+    assert ray.is_initialized() == had_ray  # it takes none to decide that
 
 
 def test_a_person_is_told_what_a_worker_meant():
@@ -55,6 +57,7 @@ def test_a_person_is_told_what_a_worker_meant():
 @pytest.mark.parametrize(("state", "decision"), [("ALIVE", FailureDecision.RETRY), ("DEAD", FailureDecision.RAISE)])
 def test_a_controller_that_ray_has_given_up_reserves_nothing_more(monkeypatch, state, decision):
     """Ray stops a trial by killing its workers a moment before their controller, whose new ones' place would stay reserved."""
+    monkeypatch.setattr(failures.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(failures.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "mine"))
     monkeypatch.setattr(failures, "actors", lambda actor_id: {"mine": {"State": state}}[actor_id])
     monkeypatch.setattr(failures, "LINGER", 0.0)
