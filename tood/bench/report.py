@@ -53,12 +53,12 @@ def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
         ordered, median = sorted(own), statistics.median(own)
         low, high = (ordered[round(q * (len(own) - 1))] for q in (0.1, 0.9))
         row = (median, low, high, len(own), median / reference, group.cases[0].name, statistics.median(shares), case.peer)
-        rows.append(Row(group.name, group.work, case.name, *row, *(on_gpu(case.operation) if device.type == "cuda" else ())))
+        rows.append(Row(group.name, group.work, case.name, *row, *(watched(case.operation) if device.type == "cuda" else ())))
     return rows
 
 
-def on_gpu(operation: Operation) -> tuple[float, int]:
-    """Of one more call, watched: GiB of GPU memory at most, and how often the host waited for the device."""
+def watched(operation: Operation) -> tuple[float, int]:
+    """Of one more call on a GPU: GiB of its memory at most, and how often the host waited for the device."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(record=True) as said:

@@ -91,9 +91,9 @@ def _distribution_losses(distribution: Distribution, distances: Tensor, used: Te
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         # the peer's margin: a target on the last bin would have no right neighbour
-        return distribution_focal(logits, target.clamp(0, bins - 0.1)).mean(-1)
+        return distribution_focal(logits, (target / distribution.width).clamp(0, bins - 0.1)).mean(-1)
 
-    return _where(used, loss, distribution.logits, distances / distribution.width)
+    return _where(used, loss, distribution.logits, distances)
 
 
 def _where(used: Tensor, loss: Callable[..., Tensor], *values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tood.bench.__main__ import main as alone
 from tood.bench.arguments import GROWTH, NAMES
 from tood.bench.command import GROUPS
 from tood.bench.growth import growth_of
-from tood.bench.report import measure, on_gpu, table
+from tood.bench.report import measure, table, watched
 
 CPU = torch.device("cpu")
 QUICK = ["--quick", "--seconds", "0"]
@@ -60,7 +60,7 @@ def test_of_a_call_on_a_gpu_its_memory_and_its_waits_are_told(monkeypatch):
             warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    assert on_gpu(operation) == (1.5, 2)
+    assert watched(operation) == (1.5, 2)
     assert modes == ["warn", "default"]
     row = measure(cases.Group("g", "", [cases.Case("a", lambda: None)], 0, 1), CPU, 0)[0]
     assert "a second; 1.5 GiB at most; the host waits 2 times" in table([row._replace(gpu_memory=1.5, gpu_waits=2)])
