@@ -45,40 +45,44 @@ def close(store: Store, run: str, chosen: Callable[[dict[str, Any]], str]) -> La
     pointer's note the prefix to name; for "" there is no pointer any more. Returns what it says from now on, None where there
     was no pointer, and nothing is done. Raises StorageError.
     """
-    for _ in range(_ATTEMPTS):
-        data, etag = store.read_pointer(pointer_key(run))
-        if data is None:
+
+    def closed(there: Latest | None) -> Latest | None:
+        if there is None:
             return None
-        current = _pointer(store, run, data)
-        prefix = chosen(current.note)
-        if not prefix:
-            store.delete(pointer_key(run))
-            return Latest(current.step, "", current.note, closed=True)
-        closed = Latest(int(prefix.rpartition("/")[2].partition("-")[0]), prefix, current.note, closed=True)
-        if current == closed or store.swap_pointer(pointer_key(run), _pointer_bytes(closed), etag):
-            return closed
-        time.sleep(random.uniform(0, 0.1))
-    raise _busy(store, run)
+        prefix = chosen(there.note)
+        step = int(prefix.rpartition("/")[2].partition("-")[0]) if prefix else there.step
+        return Latest(step, prefix, there.note, closed=True)
+
+    return _move(store, run, closed)
 
 
 def advance(store: Store, run: str, new: Latest) -> None:
     """Move the pointer, unless it is further already. Raises StorageError, also where the run was closed."""
-    data = _pointer_bytes(new)
-    for _ in range(_ATTEMPTS):
-        there, etag = store.read_pointer(pointer_key(run))
-        current = None if there is None else _pointer(store, run, there)
-        if current and current.closed:
+
+    def further(there: Latest | None) -> Latest:
+        if there and there.closed:
             raise StorageError(f"{store.url_of(pointer_key(run))}: the run was ended for good; train under another name")
-        if there == data or (current and current.step > new.step):
-            return
-        if store.swap_pointer(pointer_key(run), data, etag):
-            return
+        return there if there and there.step > new.step else new
+
+    _move(store, run, further)
+
+
+def _move(store: Store, run: str, onward: Callable[[Latest | None], Latest | None]) -> Latest | None:
+    """Let the pointer say what `onward` makes of what it says (None: no pointer), whoever else writes; a Latest without a
+    prefix deletes it. Returns what `onward` made."""
+    for _ in range(_ATTEMPTS):
+        data, etag = store.read_pointer(pointer_key(run))
+        there = None if data is None else _pointer(store, run, data)
+        new = onward(there)
+        if new == there:
+            return new
+        if not new.prefix:
+            store.delete(pointer_key(run))
+            return new
+        if store.swap_pointer(pointer_key(run), _pointer_bytes(new), etag):
+            return new
         time.sleep(random.uniform(0, 0.1))
-    raise _busy(store, run)
-
-
-def _busy(store: Store, run: str) -> StorageError:
-    return StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
+    raise StorageError(f"{store.url_of(pointer_key(run))}: other writers kept changing it; is the run started twice?")
 
 
 def _pointer(store: Store, run: str, data: bytes) -> Latest:
