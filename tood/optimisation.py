@@ -50,7 +50,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         decay = config.weight_decay * config.bias_decay
         biases = [p for name, p in trained.items() if name in apart]
         groups.append({"params": biases, "factor": config.bias_lr, "weight_decay": decay})
-    shared = {"lr": base_rate(config), "weight_decay": config.weight_decay, "foreach": True}
+    shared = {"lr": base_rate(config), "weight_decay": config.weight_decay, "fused": True}  # reads and writes each weight once
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **shared)
     return torch.optim.SGD(groups, momentum=config.momentum, **shared)
@@ -83,8 +83,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, what, name = key.split(".", 2)
-            device = parameters[name].device if value.ndim else "cpu"  # AdamW counts its steps on the host
-            optimizer.state[parameters[name]][what] = value.to(device).clone()
+            own = parameters[name]  # a fused step walks through memory, so its tensors have to lie as the parameter does
+            like = torch.empty_like(own) if value.ndim else torch.empty((), device=own.device)
+            optimizer.state[own][what] = like.copy_(value)
 
 
 class AveragedWeights:

@@ -81,7 +81,7 @@ def test_the_rate_scales_with_the_images_of_a_step_and_says_so():
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
-        self.convolution = nn.Conv2d(2, 3, 1)
+        self.convolution = nn.Conv2d(2, 3, 3)
         self.norm = nn.BatchNorm2d(3)
         self.frozen = nn.Linear(2, 2)
         self.frozen.requires_grad_(False)
@@ -120,21 +120,47 @@ def test_averaged_weights_follow_their_formula_and_counters_are_copied():
     assert all(torch.equal(other.tensors[name], tensor) for name, tensor in average.tensors.items())
 
 
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("kind", "plain"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_a_fused_step_is_that_of_the_plain_optimizer(kind, plain, layout):
+    config = TrainConfig(optimizer=kind, lr=0.1, lr_batch_size=16, weight_decay=0.05)
+    model, other = small().to(memory_format=layout), small()
+    optimizer = make_optimizer(model, config)
+    assert optimizer.defaults["fused"]
+    told = {"momentum": config.momentum} if kind == "sgd" else {}
+    reference = plain(other.parameters(), lr=0.1, weight_decay=0.05, foreach=False, fused=False, **told)
+    pairs = list(zip(model.parameters(), other.parameters(), strict=True))
+    for _ in range(4):
+        for own, its in pairs:
+            if own.requires_grad:
+                its.grad = torch.randn_like(its)
+                own.grad = torch.empty_like(own).copy_(its.grad)  # which lies in memory as autograd lays it
+        optimizer.step()
+        reference.step()
+    for own, expected in pairs:
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("kind", "remembered"), [("sgd", {"momentum_buffer"}), ("adamw", {"step", "exp_avg", "exp_avg_sq"})])
-def test_an_optimizer_restored_from_its_tensors_goes_on_to_the_bit(kind, remembered):
+def test_an_optimizer_restored_from_its_tensors_goes_on_to_the_bit(kind, remembered, layout):
     config = TrainConfig(optimizer=kind, lr=0.1, lr_batch_size=16)
-    model = small()
+    model = small().to(memory_format=layout)
     optimizer = make_optimizer(model, config)
     assert optimizer_tensors(optimizer, model) == {}
     for number in range(3):
         step(model, optimizer, number)
-    momenta = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
+    as_files_bring_them = torch.contiguous_format
+    momenta = {name: t.clone(memory_format=as_files_bring_them) for name, t in optimizer_tensors(optimizer, model).items()}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert set(momenta) == {f"optimizer.{what}.{name}" for what in remembered for name in trained}
 
-    restored = small(1)
+    restored = small(1).to(memory_format=layout)
     restored.load_state_dict(model.state_dict())
-    again, without = make_optimizer(restored, config), small(2)
+    again, without = make_optimizer(restored, config), small(2).to(memory_format=layout)
     load_optimizer_tensors(again, restored, momenta)
     without.load_state_dict(model.state_dict())
     forgetful = make_optimizer(without, config)
