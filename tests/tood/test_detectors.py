@@ -52,6 +52,23 @@ def test_every_row_trains_and_detects(name, epoch):
         assert set(image["labels"].tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_gradients_lie_in_memory_as_their_weights(name, folded):
+    """A fused optimizer on a CPU goes through both in memory's order, and says nothing where that differs."""
+    detector = tiny(detector=name).to(memory_format=torch.channels_last).train()
+    if folded:
+        detector.backbone.fold_norms()
+    sum(detector(make_batch(), 4).values()).backward()
+
+    def order(tensor: torch.Tensor) -> list[int]:  # an axis of one element may have any stride
+        return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+    trained = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
+    assert any(not parameter.is_contiguous() for parameter in trained.values())
+    assert {name for name, parameter in trained.items() if order(parameter.grad) != order(parameter)} == set()
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_few_steps_lower_the_loss(name):
     detector, batch = tiny(detector=name).train(), make_batch()

@@ -57,7 +57,8 @@ def test_stopped_at_any_step_and_in_evaluation_it_goes_on_to_the_same_bits_and_t
 
 
 def test_checkpoints_come_by_time_too_and_each_leads_to_the_same_bits(data, folder):
-    config = recipe(data, accumulate=2, **(OPTIONS | {"epochs": 1, "milestones": [], "batch_size": 4}), checkpoint_minutes=1e-9)
+    options = OPTIONS | {"epochs": 1, "milestones": [], "batch_size": 4, "channels_last": True}
+    config = recipe(data, accumulate=2, **options, checkpoint_minutes=1e-9)
     within = []
     train(config, folder / "through", on_checkpoint=within.append)
     assert [(r.epoch, r.step, r.stops) for r in within] == [(0, 1, False), (0, 2, False)]
