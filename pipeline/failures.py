@@ -9,9 +9,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from pipeline.errors import ClusterError
-from tood.errors import ConfigError, ToodError
-from tood.memory import OutOfMemoryError
-from tood.training import DivergedError
+from tood.errors import ConfigError, DivergedError, OutOfMemoryError, ToodError
 
 LINGER = 1.0  # seconds between Ray's giving a run up and the last of its processes' end
 FINAL = (ConfigError, DivergedError, OutOfMemoryError)  # the next try, to the same bits, would end the same way

@@ -15,8 +15,7 @@ from pipeline.tracking.links import chart_url
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, Run
 from pipeline.train import Address, Progress, fit
 from tood.config import identity, to_dict
-from tood.errors import ConfigError
-from tood.interruption import StoppedError
+from tood.errors import ConfigError, StoppedError
 from tood.optimisation import describe_rate
 
 METRIC = "val/AP"

@@ -28,7 +28,6 @@ from pipeline.data.cache import local_data
 from pipeline.data.source import is_remote
 from pipeline.errors import StorageError
 from pipeline.notice import confirm, hold_still, listen, told_to_stop
-from pipeline.plots import runs as plots
 from pipeline.registry.models import pull
 from pipeline.scratch import scratch_folder
 from pipeline.storage.checkpoints import fetch, prefix_of, remove_checkpoint, remove_others, upload_checkpoint
@@ -40,8 +39,8 @@ from pipeline.tracking.runs import DETECTIONS, Run
 from pipeline.uploads import Uploads
 from tood.config import DataConfig, build, identity
 from tood.data.coco import CocoData
+from tood.errors import StoppedError
 from tood.finetune import LoadReport
-from tood.interruption import StoppedError
 from tood.progress import CheckpointReport, EpochReport, StepReport
 from tood.ranks import place
 from tood.results import packed_results
@@ -282,6 +281,8 @@ class Worker:
 
         The detections of every epoch that was the best are kept beside them, to be leafed through in MLflow.
         """
+        from pipeline.plots import runs as plots  # here, as a trial's driver and the other ranks never draw
+
         when = "last" if report.last else "best"
         self.tracked.figure(plots.precision_recall(report.figures.precision, self.val_data.names), f"{when}/precision_recall.png")
         sheet = sample_sheet(self.val_data, report.detections)

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -22,8 +21,10 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        from torchvision import models  # here: it brings torch's compiler, a second of every process that computes nothing
+
         # The last BatchNorm of each block starts at 0, so that from random weights every block starts as the identity.
-        net = getattr(torchvision.models, config.network)(zero_init_residual=True)
+        net = getattr(models, config.network)(zero_init_residual=True)
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = map(_stage, (net.layer1, net.layer2, net.layer3, net.layer4))
         stages = [self.layer1, self.layer2, self.layer3, self.layer4]
@@ -133,13 +134,15 @@ def load_imagenet(backbone: Backbone, config: BackboneConfig) -> None:
     Raises ConfigError for a backbone that such weights do not fit, and CheckpointError when they are neither in torch's cache
     nor to be downloaded.
     """
+    from torchvision.models import get_model_weights
+
     for key, only in (("style", "pytorch"), ("pixels", "rgb")):
         if getattr(config, key) != only:
             raise ConfigError(
                 f"init=imagenet: torchvision has no weights for backbone.{key}={getattr(config, key)}; "
                 f"set init=FILE with weights that were trained so, or backbone.{key}={only}"
             )
-    weights = torchvision.models.get_model_weights(config.network).IMAGENET1K_V1
+    weights = get_model_weights(config.network).IMAGENET1K_V1
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # URLError, HTTPError, OSError, RuntimeError for a wrong hash: one cause for the user

@@ -7,13 +7,12 @@ B images, C channels of x [B, C, H, W], K taps of a kernel in row order, D defor
 the same places. Offsets d [B, 2 D K, h, w]: (dy, dx) tap after tap, in cells of x. Masks m [B, D K, h, w]. Outside x lies 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torchvision.ops import deform_conv2d
 
 from tood.precision import full_precision
 
@@ -95,8 +94,15 @@ def deformable_conv(
         if x.is_cuda and torch.are_deterministic_algorithms_enabled():
             y = _Repeatable.apply(exact, places, weight, bias, mask, stride, padding)
         else:
-            y = deform_conv2d(exact, places, weight, bias, stride, padding, mask=mask)
+            y = _kernel()(exact, places, weight, bias, stride, padding, mask=mask)
     return y.to(x.dtype)
+
+
+def _kernel() -> Callable[..., Tensor]:
+    """torchvision's, imported where it is needed: it brings torch's compiler, a second of every process that computes nothing."""
+    from torchvision.ops import deform_conv2d
+
+    return deform_conv2d
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -121,7 +127,7 @@ class _Repeatable(torch.autograd.Function):
     def forward(ctx, x, offset, weight, bias, mask, stride, padding):
         ctx.save_for_backward(x, offset, weight, bias, mask)
         ctx.stride, ctx.padding = stride, padding
-        return deform_conv2d(x, offset, weight, bias, stride, padding, mask=mask)
+        return _kernel()(x, offset, weight, bias, stride, padding, mask=mask)
 
     @staticmethod
     @once_differentiable

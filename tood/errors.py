@@ -17,5 +17,17 @@ class DataError(ToodError):
         self.problems = problems or [message]
 
 
+class DivergedError(ToodError):
+    """The loss is no longer a number, or no longer changes."""
+
+
+class OutOfMemoryError(ToodError):
+    """A step needs more memory than there is; tried again it would need as much."""
+
+
+class StoppedError(ToodError):
+    """Training was told to stop, and did so behind a checkpoint to go on from."""
+
+
 class CheckpointError(ToodError):
     """A checkpoint is missing, damaged or does not fit the model."""

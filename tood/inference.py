@@ -10,7 +10,7 @@ from torch import Tensor
 from tood.data.coco import CocoData
 from tood.data.loaders import eval_loader
 from tood.detector import Detector
-from tood.interruption import StoppedError
+from tood.errors import StoppedError
 from tood.precision import mixed_precision
 from tood.ranks import place
 from tood.recipe import Recipe

@@ -10,14 +10,9 @@ from enum import IntEnum
 import torch
 import torch.distributed as dist
 
-from tood.errors import ToodError
 from tood.ranks import place
 
 COLLECTIVE_SECONDS = 600  # longest wait for another rank
-
-
-class StoppedError(ToodError):
-    """Training was told to stop, and did so behind a checkpoint to go on from."""
 
 
 class Ask(IntEnum):

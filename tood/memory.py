@@ -13,14 +13,10 @@ from pathlib import Path
 import torch
 
 from tood.config import TrainConfig
-from tood.errors import ToodError
+from tood.errors import OutOfMemoryError
 from tood.recipe import Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
-
-
-class OutOfMemoryError(ToodError):
-    """A step needs more memory than there is; tried again it would need as much."""
 
 
 def keep_freed_memory() -> None:

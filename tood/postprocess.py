@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from tood.assign.ownership import smallest_of_groups
 from tood.boxes import clip, pairwise_iou
@@ -101,6 +100,8 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) ->
 
     Classes are moved apart in float64: exact for any coordinates, where float32 would round boxes of high classes.
     """
+    from torchvision.ops import nms  # here: see tood.backbone
+
     if not len(boxes):
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     apart = boxes.double()

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from tood import __version__
@@ -121,6 +120,8 @@ def save(run: Run, folder: Path, figures: Figures | None = None, order: str = ""
     if run.ema:
         tensors |= {f"weights.{name}": tensor for name, tensor in weights.items()}
         weights = run.ema.tensors
+    import torchvision  # here: see tood.backbone
+
     info = ModelInfo(
         config=run.config,
         config_hash=run.config_hash,

@@ -25,11 +25,11 @@ from tood.data.coco import CocoData, read_split
 from tood.data.loaders import TrainLoader, learnable
 from tood.devices import choose_kernels
 from tood.early_stopping import after_epoch, reason
-from tood.errors import ConfigError, DataError, ToodError
+from tood.errors import ConfigError, DataError, DivergedError, StoppedError, ToodError
 from tood.evaluation import coco_figures
 from tood.finetune import LoadReport
 from tood.inference import detect_all
-from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, StoppedError, sigterm_heeded
+from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, sigterm_heeded
 from tood.memory import advice, keep_freed_memory, peak
 from tood.optimisation import learning_rate, set_rate
 from tood.precision import mixed_precision
@@ -47,10 +47,6 @@ from tood.run_state import (
     val_metrics,
     within_epoch_folder,
 )
-
-
-class DivergedError(ToodError):
-    """The loss is no longer a number, or no longer changes."""
 
 
 def train(

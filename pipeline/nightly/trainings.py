@@ -23,8 +23,7 @@ from pipeline.tracking.facts import flat_params
 from pipeline.tracking.past_runs import run_by_id, runs_tagged
 from pipeline.tracking.runs import CHECKPOINT, Run
 from tood.config import to_dict
-from tood.errors import ToodError
-from tood.training import DivergedError
+from tood.errors import DivergedError, ToodError
 
 KIND = "nightly-training"  # of tood.kind
 OUTCOME = "tood.reached"  # tag: JSON, what a finished training reached; the mark by which a night knows it

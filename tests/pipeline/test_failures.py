@@ -11,10 +11,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from pipeline import failures
 from pipeline.errors import ClusterError, StorageError
 from pipeline.failures import _Policy, cause, why
-from tood.errors import ConfigError, DataError
-from tood.interruption import StoppedError
-from tood.memory import OutOfMemoryError
-from tood.training import DivergedError
+from tood.errors import ConfigError, DataError, DivergedError, OutOfMemoryError, StoppedError
 
 
 def failed(*failures: BaseException) -> WorkerGroupError:

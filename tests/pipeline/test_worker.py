@@ -24,8 +24,7 @@ from tests.tood.test_resume import stop_after
 from tests.tood.tiny_recipe import files
 from tood import training
 from tood.checkpoint import load_checkpoint
-from tood.errors import ConfigError
-from tood.interruption import StoppedError
+from tood.errors import ConfigError, StoppedError
 from tood.optimisation import optimizer_tensors
 
 

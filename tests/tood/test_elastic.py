@@ -16,8 +16,7 @@ from tood import training
 from tood.config import to_dict
 from tood.data.coco import read_split
 from tood.data.loaders import TrainLoader
-from tood.errors import ConfigError
-from tood.interruption import StoppedError
+from tood.errors import ConfigError, StoppedError
 from tood.recipe import read_recipe
 from tood.run_state import newest_checkpoint
 from tood.training import train

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tood.config import build
-from tood.memory import OutOfMemoryError, advice
+from tood.errors import OutOfMemoryError
+from tood.memory import advice
 from tood.recipe import Recipe
 
 TOUCHED = """

@@ -19,8 +19,7 @@ from tood.checkpoint import load_checkpoint
 from tood.config import to_dict
 from tood.data.coco import read_split
 from tood.data.loaders import TrainLoader
-from tood.errors import DataError
-from tood.interruption import StoppedError
+from tood.errors import DataError, StoppedError
 from tood.run_state import newest_checkpoint, tidy
 from tood.training import train
 

@@ -11,9 +11,8 @@ from tests.tood.tiny_recipe import files, recipe, weights
 from tood import training
 from tood.checkpoint import load_checkpoint, load_model, save_model
 from tood.config import AugmentConfig, to_dict
-from tood.errors import ConfigError, DataError
-from tood.memory import OutOfMemoryError
-from tood.training import DivergedError, train
+from tood.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
+from tood.training import train
 
 
 @pytest.mark.parametrize(("ema", "epochs"), [(0.0, 4), (0.9, 2)], ids=["plain", "averaged"])

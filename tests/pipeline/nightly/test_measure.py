@@ -14,9 +14,8 @@ from pipeline.nightly.suite import AccuracyEntry, ParityEntry, SpeedEntry, Suite
 from pipeline.site import absolute
 from tests.tiny import write_experiment
 from tood.config import build
-from tood.errors import ConfigError, DataError
+from tood.errors import ConfigError, DataError, DivergedError
 from tood.evaluation import coco_figures
-from tood.training import DivergedError
 
 ENTRY = AccuracyEntry("e", "demo", seeds=(0, 1), metrics=("val/AP", "val/AP50"))
 
