@@ -14,6 +14,7 @@ from pipeline.failures import Trainer, cause
 from pipeline.notice import HeedingTorchConfig, stop_workers
 from pipeline.worker import Address, Progress, read_pointer, work
 from tood.config import to_dict
+from tood.memory import ONE_ARENA
 
 __all__ = ["Address", "Progress", "fit"]
 
@@ -62,6 +63,7 @@ def fit(
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": {} if gpus else dict(ONE_ARENA)},
         ),
     )
     try:

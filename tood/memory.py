@@ -17,6 +17,9 @@ from tood.errors import OutOfMemoryError
 from tood.recipe import Recipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+# For the environment of a process that trains in another thread than its first, as Ray's workers do: `keep_freed_memory` does
+# not reach a thread's own arena, which glibc shrinks whatever it was told.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,6 @@
 """What Ray Train takes of an epoch: the same training in a plain process and by a Ray Train worker, in turn."""
 
 import json
-import logging
 import multiprocessing
 import os
 import tempfile
@@ -19,7 +18,7 @@ from tood.bench.cases import QUICK, Sizes
 from tood.bench.ratio import Ratio, ratio_of
 from tood.training import train
 
-TURNS, EPOCHS, IMAGES, REPORTS = 3, 6, 6, 10
+TURNS, EPOCHS, IMAGES, REPORTS = 4, 2, 24, 10
 EPOCH_SECONDS, LOOKS = "perf/epoch_seconds", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
@@ -65,14 +64,13 @@ def _plainly(experiment: Experiment, folder: Path) -> list[float]:
 def _reports(root: Path) -> list[float]:
     """Seconds that each of a worker's reports took it."""
     from ray import train as ray_train
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution import context
-    from ray.train.v2.api.config import LoggingConfig
+
+    from pipeline.bench.launch import launch, report_quietly
 
     file = root / "reports.json"
 
     def work() -> None:
-        logging.getLogger(context.__file__).setLevel(logging.WARNING)  # which tells of each report
+        report_quietly()
         took = []
         for step in range(REPORTS):
             time.sleep(0.1)
@@ -81,6 +79,5 @@ def _reports(root: Path) -> list[float]:
             took.append(time.perf_counter() - started)
         file.write_text(json.dumps(took))
 
-    config = ray_train.RunConfig(name="reports", storage_path=str(root / "ray"), logging_config=LoggingConfig(log_level="WARNING"))
-    TorchTrainer(work, scaling_config=ray_train.ScalingConfig(num_workers=1), run_config=config).fit()
+    launch(work, root / "ray", name="reports")
     return json.loads(file.read_text())

@@ -15,10 +15,19 @@ def test_each_part_of_a_sweep_is_timed(capfd):
     lines = capfd.readouterr().out.splitlines()
     found = {growth["what"]: growth for growth in json.loads(lines[-1])["growth"]}
     assert list(found) == ["sweep plan", "sweep track", "sweep train", "sweep tune", "sweep, whole"]
-    assert all(growth["sizes"] == [1, 3] for growth in found.values())
+    assert all(growth["sizes"] == [1, 2] for growth in found.values())
     parts = [growth["seconds"] for name, growth in found.items() if name != "sweep, whole"]
     assert found["sweep, whole"]["seconds"] == pytest.approx([sum(own) for own in zip(*parts, strict=True)])
     assert found["sweep train"]["seconds"][1] > found["sweep train"]["seconds"][0] > 0.1
+
+
+def test_more_workers_are_simulated_from_what_each_does(capfd):
+    assert main(["bench", "workers", "--quick", "--json"]) == 0
+    found = {growth["what"]: growth for growth in json.loads(capfd.readouterr().out.splitlines()[-1])["growth"]}
+    assert list(found) == ["run's start", "run's step", "run's report"]
+    assert all(growth["sizes"] == [1, 2] for growth in found.values())
+    alone, by_two = found["run's step"]["seconds"]
+    assert 0.1 < alone < by_two  # who is alone has nobody to exchange gradients with
 
 
 def test_an_epoch_under_ray_is_compared_with_a_plain_one(capfd):

@@ -29,7 +29,7 @@ def growths(sizes: Sizes, device: torch.device, seconds: float) -> Iterator[Grow
         for what in next(iter(calls.values())):
             turns = Turns({str(shape): calls[shape][what] for shape in shapes}, device)
             turns.warm_up(2)
-            turns.run(seconds, 5)
+            turns.run(seconds / 2, 5)
             yield growth_of(f"assign {what}", over, [shape[which] for shape in shapes], list(turns.times.values()))
 
 
