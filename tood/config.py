@@ -69,8 +69,13 @@ class DataConfig:
     cache_gb: float = bounded(32.0, 0, 1e6, identity=False)  # of 1e9 bytes; images beyond it are decoded each time
     buckets: int = bounded(0, 0, 3, later=True)  # n: training batches are padded to one of n sizes an orientation
     resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
+    decode: Literal["cpu", "device"] = later("cpu")  # device: training JPEGs travel as files, and a GPU decodes them (nvJPEG)
 
     def check(self) -> None:
+        if self.decode == "device" and self.resize != "device":
+            raise ConfigError("decode: 'device' leaves nothing to resize in the loader; set resize=device, or decode=cpu")
+        if self.decode == "device" and self.cache:
+            raise ConfigError("decode: 'device' leaves nothing to cache in the loader; set cache='', or decode=cpu")
         if self.resize == "device" and (self.augment.mosaic or self.augment.mixup):
             raise ConfigError(
                 "resize: 'device' leaves nothing to mix in the loader; set resize=cpu, or augment.mosaic=0 and augment.mixup=0"

@@ -27,7 +27,7 @@ from tood.detectors import ModelConfig, build_detector
 from tood.interruption import Agreement
 from tood.ranks import place
 
-WORKERS = (1, 2, 8)
+WORKERS = (1, 2, 4)
 STEP = 0.1  # s of computation: 16 images at 160 a second
 STEPS, REPORTS = 5, 3
 PARTS = ("start", "step", "report")

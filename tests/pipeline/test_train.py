@@ -16,6 +16,6 @@ def test_where_the_processor_computes_a_worker_has_one_arena(tmp_path, monkeypat
     made, result = [], SimpleNamespace(checkpoint=object())
     monkeypatch.setattr(train, "Trainer", lambda *_, **given: made.append(given) or SimpleNamespace(fit=lambda: result))
     monkeypatch.setattr(train, "read_pointer", lambda checkpoint: "progress")
-    experiment = experiment_of(load_values(write_experiment(tmp_path), []))
+    experiment = experiment_of(load_values(str(write_experiment(tmp_path))))
     train.fit(experiment, train.Address("run", "", "", "", str(tmp_path)), gpus=gpus)
     assert made[0]["run_config"].worker_runtime_env == {"env_vars": env}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tood.bench.cases import COCO_CLASSES, Case, Group, Sizes
-from tood.bench.parts import loading
+from tood.bench.parts import arrival, loading
 from tood.config import DataConfig, SplitConfig
 from tood.data.coco import read_split
 from tood.data.loaders import TrainLoader
@@ -21,22 +21,33 @@ from tood.results import Detections
 BATCH = 8  # photographs
 FOUND = 100  # detections an image
 WIDTH, HEIGHT = 640, 480
+PEER_PHOTOGRAPH = 0.0053  # s
+LEFT_TO_THE_DEVICE = {
+    "a photograph": {},
+    "resized on the device": {"resize": "device"},
+    "and decoded there": {"resize": "device", "decode": "device"},
+}
 
 
 def loaders(sizes: Sizes, device: torch.device, data: DataConfig | None = None) -> Iterator[Group]:
     """Photographs read, decoded, resized, flipped and put together, by one process: those of `data`, or drawn ones.
 
+    Of what is left to the device a loader's part is timed; where there is a GPU also until the batch has arrived on it.
+
     Raises DataError where they cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="tood-bench-") as folder:
         work = f"photographs of {data.root}" if data else f"drawn photographs of {WIDTH}x{HEIGHT}"
+        variants = {"a photograph": {}} if data else LEFT_TO_THE_DEVICE
         data = data or photographs(Path(folder), sizes.photographs)
-        loader = TrainLoader(read_split(data, "train"), replace(data, workers=0), batch_size=BATCH, seed=0)
-        try:
-            case = Case("a photograph", loading(loader), 0.0053, units=min(BATCH, len(loader.images)))
-            yield Group("loader", f"{work} to {data.long_side}x{data.short_side}, by one process", [case])
-        finally:
-            loader.close()
+        split, cases = read_split(data, "train"), []
+        for name, choices in variants.items():
+            loader = TrainLoader(split, replace(data, workers=0, **choices), batch_size=BATCH, seed=0)
+            units = min(BATCH, len(loader.images))
+            cases.append(Case(name, loading(loader), PEER_PHOTOGRAPH, units))
+            if device.type == "cuda":
+                cases.append(Case("  and sent there", arrival(loading(loader), device), units=units))
+        yield Group("loader", f"{work} to {data.long_side}x{data.short_side}, by one process", cases)
 
 
 def evaluations(sizes: Sizes, device: torch.device) -> Iterator[Group]:

@@ -122,6 +122,11 @@ def loading(loader: TrainLoader) -> Operation:
     return load
 
 
+def arrival(load: Operation, device: torch.device) -> Operation:
+    """A batch loaded and, on the device, decoded and resized as far as that was left to it."""
+    return lambda: load().to(device)
+
+
 def busy(given: Predictions) -> Predictions:
     """The same boxes with scores of a detector that has learnt something: a few in a thousand are well above any threshold."""
     generator = torch.Generator().manual_seed(0)

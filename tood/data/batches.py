@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tood.config import DataConfig
+from tood.data.decoding import Jpeg, decode_jpegs
 from tood.data.targets import Targets, pad_targets
 from tood.data.transforms import Sample, resize
 
@@ -56,14 +57,32 @@ class Decoded(NamedTuple):
     batch: Batch  # the rest, its images without content
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        images = self.images.to(device, non_blocking=non_blocking)
-        parts = zip(images, self.shapes, self.sizes, strict=True)
-        resized = [resize(image[:, :height, :width], size) for image, (height, width), size in parts]
-        stacked, _ = stack_images(resized, self.canvas)
-        return self.batch.to(device, non_blocking)._replace(images=stacked)
+        arrived = self.images.to(device, non_blocking=non_blocking)
+        images = [image[:, :height, :width] for image, (height, width) in zip(arrived, self.shapes, strict=True)]
+        return _resized(images, self, device, non_blocking)
 
 
-def arriving(batches: Iterable[Batch | Decoded], device: torch.device) -> Iterator[Batch]:
+class Files(NamedTuple):
+    """A batch whose images are still to be decoded too, which `to` does on the device (data.decode=device)."""
+
+    images: tuple[Jpeg | Tensor, ...]  # those that are no such files are decoded already, u8 [3,h,w]
+    sizes: tuple[tuple[int, int], ...]  # as in Decoded
+    canvas: tuple[int, int] | None
+    batch: Batch
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        decoded = iter(decode_jpegs([image for image in self.images if isinstance(image, Jpeg)], device))
+        images = [next(decoded) if isinstance(image, Jpeg) else image.to(device) for image in self.images]
+        return _resized(images, self, device, non_blocking)
+
+
+def _resized(images: Sequence[Tensor], batch: Decoded | Files, device: torch.device | str, non_blocking: bool) -> Batch:
+    """The whole batch, of its images on the device."""
+    resized = [resize(image, size) for image, size in zip(images, batch.sizes, strict=True)]
+    return batch.batch.to(device, non_blocking)._replace(images=stack_images(resized, batch.canvas)[0])
+
+
+def arriving(batches: Iterable[Batch | Decoded | Files], device: torch.device) -> Iterator[Batch]:
     """Batches on the device. To a GPU each travels while the step before it is computed, by a stream of its own."""
     if device.type != "cuda":
         for batch in batches:
@@ -130,12 +149,16 @@ def buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(landscape | portrait | {padded(long, long)}, key=lambda shape: (math.prod(shape), shape)))
 
 
-def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = ()) -> Batch | Decoded:
-    """Samples that are to be resized on the device come as a Decoded. shapes_allowed: pad to the first of them that is enough."""
+def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = ()) -> Batch | Decoded | Files:
+    """Samples that are to be resized on the device come as a Decoded, or as Files where some are to be decoded there.
+
+    shapes_allowed: pad to the first of them that is enough.
+    """
+    as_files = any(isinstance(s.image, Jpeg) for s in samples)
     shapes, sizes = tuple(tuple(s.image.shape[1:]) for s in samples), tuple(s.size for s in samples)
     height, width = map(max, zip(*sizes, strict=True))
     canvas = next(((h, w) for h, w in shapes_allowed if h >= height and w >= width), None)
-    resized = shapes == sizes
+    resized = shapes == sizes and not as_files
     images = _empty(len(samples), 0, 0, torch.device("cpu")) if not resized else stack_images([s.image for s in samples], canvas)[0]
     batch = Batch(
         images,
@@ -147,6 +170,8 @@ def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = (
     )
     if resized:
         return batch
+    if as_files:
+        return Files(tuple(s.image for s in samples), sizes, canvas, batch)
     stacked = _empty(len(samples), *map(max, zip(*shapes, strict=True)), torch.device("cpu"))
     for i, (sample, (height, width)) in enumerate(zip(samples, shapes, strict=True)):
         stacked[i, :, :height, :width] = sample.image

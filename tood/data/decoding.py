@@ -1,11 +1,13 @@
 """An image file as a tensor, whoever made the file."""
 
+import contextlib
 import functools
 import importlib
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,23 +22,59 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow knows m
 _JPEG_MODULE = "torchvision.io"
 
 
+class Jpeg(NamedTuple):
+    """A JPEG file in colour that is still to be decoded, by `decode_jpegs`."""
+
+    content: Tensor  # u8 [bytes]
+    path: Path
+    shape: tuple[int, int, int]  # of the image: 3, height, width
+    mirrored: bool = False  # whether the image is to be, once it is decoded
+
+
 def decode(path: Path | io.BytesIO) -> Tensor:
     """An image file, or the content of one, as u8 [3,H,W] RGB, in memory [H,W,3]. Other modes and 16 bits are converted.
 
     The pixels are taken as stored: COCO's boxes refer to them, so an EXIF orientation is not applied.
     Raises DataError for files that are missing, broken, truncated or of more than MAX_PIXELS.
     """
+    with _opened(path) as (data, picture):
+        if _is_jpeg(picture) and (image := _decode_jpeg(data)) is not None:
+            return image
+        if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy an RGB image too
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def read_jpeg(path: Path) -> Jpeg | None:
+    """A file for `decode_jpegs`; None where it is for `decode` alone. Raises DataError for what the header shows to be wrong."""
+    with _opened(path) as (data, picture):
+        return Jpeg(torch.from_numpy(data), path, (3, picture.height, picture.width)) if _is_jpeg(picture) else None
+
+
+def decode_jpegs(files: Sequence[Jpeg], device: torch.device | str) -> list[Tensor]:
+    """u8 [3,H,W] RGB of each file, on the device: a GPU decodes them itself, together, within some grey levels of `decode`.
+
+    Raises DataError as `decode`.
+    """
+    decoder, images = _jpeg_decoder(), None
+    with contextlib.suppress(RuntimeError):  # one of them is broken, or of a kind that a GPU does not know
+        images = decoder and decoder([file.content for file in files], device=device)
+    if images is None:
+        images = [decode(file.path).to(device) for file in files]
+    return [image.flip(-1) if file.mirrored else image for image, file in zip(images, files, strict=True)]
+
+
+@contextlib.contextmanager
+def _opened(path: Path | io.BytesIO) -> Iterator[tuple[np.ndarray, Image.Image]]:
+    """A file's bytes and its header. What is wrong with them, or turns out to be, is a DataError."""
     try:
         data = np.frombuffer(path.getbuffer(), dtype=np.uint8) if isinstance(path, io.BytesIO) else _read(path)
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:  # reads the header alone
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if picture.format == "JPEG" and picture.mode == "RGB" and (image := _decode_jpeg(data)) is not None:
-                return image
-            if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy an RGB image too
-            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            yield data, picture
+            return
     except Image.DecompressionBombError:
         problem = f"more than {MAX_PIXELS // 10**6} million pixels"
     except UnidentifiedImageError:
@@ -46,6 +84,10 @@ def decode(path: Path | io.BytesIO) -> Tensor:
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bad data
         problem = f"cannot be decoded: {error}"
     raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
+
+
+def _is_jpeg(picture: Image.Image) -> bool:
+    return picture.format == "JPEG" and picture.mode == "RGB"
 
 
 def _read(path: Path) -> np.ndarray:
@@ -69,7 +111,7 @@ def _decode_jpeg(data: np.ndarray) -> Tensor | None:
 
 
 @functools.cache
-def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+def _jpeg_decoder() -> Callable[..., Any] | None:
     """None where torchvision has no decoder: it is optional in a build, and to be dropped for a package that needs FFmpeg."""
     try:
         jpeg = importlib.import_module(_JPEG_MODULE)

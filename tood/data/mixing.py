@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tood.boxes import clip
 from tood.config import AugmentConfig
+from tood.data.decoding import Jpeg
 from tood.data.record import ImageRecord
 
 FILL = 114  # grey where no image lies, near ImageNet's mean
@@ -23,7 +24,7 @@ MIXUP_SCALES = (0.5, 1.5)  # of the second image, times the size at which it jus
 
 
 class Picture(NamedTuple):
-    image: Tensor  # u8 [3,H,W], in memory [H,W,3]
+    image: Tensor | Jpeg  # u8 [3,H,W], in memory [H,W,3]; a file only where nothing is mixed with it
     boxes: Tensor  # f32 [G,4] of the objects to learn
     labels: Tensor  # i64 [G]
     crowds: Tensor  # f32 [I,4]

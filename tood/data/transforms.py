@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from tood.boxes import clip
 from tood.config import DataConfig
 from tood.data import cache
-from tood.data.decoding import decode
+from tood.data.decoding import Jpeg, decode, read_jpeg
 from tood.data.mixing import ALONE, Partners, Picture, mixup, mosaic, plan_mixup, plan_mosaic
 from tood.data.record import ImageRecord
 from tood.errors import DataError
@@ -20,7 +20,7 @@ from tood.errors import DataError
 class Sample(NamedTuple):
     """One image with the objects to learn (crowds are kept apart), after resize and flip. Of several mixed: the first's facts."""
 
-    image: Tensor  # u8 [3,H,W] RGB; with data.resize=device as decoded, still to be resized to `size`
+    image: Tensor | Jpeg  # u8 [3,H,W] RGB; with data.resize=device still to be resized to `size`, with data.decode=device a file
     boxes: Tensor  # f32 [G,4] xyxy px of the resized image
     labels: Tensor  # i64 [G]
     image_id: int
@@ -52,7 +52,8 @@ def load_sample(
     size = resize_shape(record.height, record.width, config.long_side * scale, short_side)
     flips = training and draw.random() < config.flip
     if partners == ALONE:
-        picture = _picture(record, size, flips=flips, as_decoded=training and config.resize == "device")
+        as_decoded, as_file = (training and where == "device" for where in (config.resize, config.decode))
+        picture = _picture(record, size, flips=flips, as_decoded=as_decoded, as_file=as_file)
         return _sample(record, picture, size)
     if partners.mosaic:
         tiles = (record, *partners.mosaic)
@@ -75,16 +76,23 @@ def _sample(record: ImageRecord, picture: Picture, size: tuple[int, int]) -> Sam
     return Sample(image, boxes, labels, record.image_id, (record.height, record.width), scale, crowds, size)
 
 
-def _picture(record: ImageRecord, size: tuple[int, int], *, flips: bool = False, as_decoded: bool = False) -> Picture:
-    """The image of a record, resized unless `as_decoded`, with its objects and, apart from them, its crowds."""
-    image = decode_record(record)
-    early = flips and (as_decoded or math.prod(image.shape[1:]) < math.prod(size))  # the same pixels, where there are fewer
-    if early:
-        image = image.flip(-1)
-    if not as_decoded:
-        image = resize(image, size)
-    if flips and not early:
-        image = image.flip(-1)
+def _picture(
+    record: ImageRecord, size: tuple[int, int], *, flips: bool = False, as_decoded: bool = False, as_file: bool = False
+) -> Picture:
+    """The image of a record with its objects and, apart from them, its crowds.
+
+    The image is resized unless `as_decoded`, and decoded unless it goes `as_file` and is one for `decode_jpegs`.
+    """
+    image = _file(record, flips) if as_file else None
+    if image is None:
+        image = decode_record(record)
+        early = flips and (as_decoded or math.prod(image.shape[1:]) < math.prod(size))  # the same pixels, where there are fewer
+        if early:
+            image = image.flip(-1)
+        if not as_decoded:
+            image = resize(image, size)
+        if flips and not early:
+            image = image.flip(-1)
     scale = (size[1] / record.width, size[0] / record.height)
     boxes = resize_boxes(torch.from_numpy(record.boxes), scale, size)
     if flips:
@@ -100,14 +108,27 @@ def decode_record(record: ImageRecord) -> Tensor:
     if record.cache is not None and (kept := cache.read(record)) is not None:
         return kept
     image = decode(record.path)
-    if image.shape[1:] != (record.height, record.width):
-        raise DataError(
-            f"{record.path}: image {record.image_id} is {image.shape[2]} pixels wide and {image.shape[1]} high, its "
-            f"annotations say {record.width} x {record.height}; correct the JSON, or restore the image it was made for"
-        )
+    _check_size(record, *image.shape[1:])
     if record.cache is not None:
         cache.keep(record, image)
     return image
+
+
+def _file(record: ImageRecord, mirrored: bool) -> Jpeg | None:
+    """Of a record whose image `decode_jpegs` can decode. Raises DataError as `decode_record`, but for what the header hides."""
+    jpeg = read_jpeg(record.path)
+    if jpeg is None:
+        return None
+    _check_size(record, *jpeg.shape[1:])
+    return jpeg._replace(mirrored=mirrored)
+
+
+def _check_size(record: ImageRecord, height: int, width: int) -> None:
+    if (height, width) != (record.height, record.width):
+        raise DataError(
+            f"{record.path}: image {record.image_id} is {width} pixels wide and {height} high, its annotations say "
+            f"{record.width} x {record.height}; correct the JSON, or restore the image it was made for"
+        )
 
 
 def resize_shape(height: int, width: int, long_side: float, short_side: float) -> tuple[int, int]:
