@@ -1,6 +1,8 @@
 """Which way imports point: the library knows no launcher, tracker or store, and optional packages only where used."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,10 @@ def test_the_pipeline_builds_on_the_library_and_not_on_tests():
 
 def test_experiments_are_data_and_hold_no_code():
     assert files("experiments") == []
+
+
+def test_who_computes_nothing_imports_neither_torchvision_nor_matplotlib():
+    """A trial's driver and a run's controller start for each trial; torchvision alone brings torch's compiler, a second's work."""
+    code = "import pipeline.trials, sys; print(*{'torchvision', 'torch._dynamo', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -69,7 +69,7 @@ class DataConfig:
     cache_gb: float = bounded(32.0, 0, 1e6, identity=False)  # of 1e9 bytes; images beyond it are decoded each time
     buckets: int = bounded(0, 0, 3, later=True)  # n: training batches are padded to one of n sizes an orientation
     resize: Literal["cpu", "device"] = later("cpu")  # device: training images travel as decoded, and are resized where they arrive
-    decode: Literal["cpu", "device"] = later("cpu")  # device: training JPEGs travel as files, and a GPU decodes them (nvJPEG)
+    decode: Literal["cpu", "device"] = later("cpu")  # device: training JPEGs travel as files, for a GPU's decoder
 
     def check(self) -> None:
         if self.decode == "device" and self.resize != "device":

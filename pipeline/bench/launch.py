@@ -1,4 +1,4 @@
-"""Work on Ray Train, launched as `pipeline.train` launches a training run."""
+"""Work on Ray Train, launched as `pipeline.train` launches a training run on CPUs."""
 
 import logging
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.failures import Trainer
 from pipeline.notice import HeedingTorchConfig
+from tood.memory import ONE_ARENA
 
 
 def launch(
@@ -22,7 +23,12 @@ def launch(
         train_loop_config=job,
         torch_config=HeedingTorchConfig(backend="gloo"),
         scaling_config=ray_train.ScalingConfig(num_workers=workers),
-        run_config=ray_train.RunConfig(name=name, storage_path=str(storage), logging_config=LoggingConfig(log_level="WARNING")),
+        run_config=ray_train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": dict(ONE_ARENA)},
+        ),
     ).fit()
 
 

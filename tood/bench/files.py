@@ -44,9 +44,10 @@ def loaders(sizes: Sizes, device: torch.device, data: DataConfig | None = None) 
         for name, choices in variants.items():
             loader = TrainLoader(split, replace(data, workers=0, **choices), batch_size=BATCH, seed=0)
             units = min(BATCH, len(loader.images))
-            cases.append(Case(name, loading(loader), PEER_PHOTOGRAPH, units))
+            peer = None if "decode" in choices else PEER_PHOTOGRAPH  # whose loader decodes
+            cases.append(Case(name, loading(loader), peer, units))
             if device.type == "cuda":
-                cases.append(Case("  and sent there", arrival(loading(loader), device), units=units))
+                cases.append(Case(f"{name}, arrived", arrival(loading(loader), device), units=units))
         yield Group("loader", f"{work} to {data.long_side}x{data.short_side}, by one process", cases)
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from tood.bench.timing import Operation
 from tood.config import PredictConfig, TrainConfig
-from tood.data.batches import Batch, normalise
+from tood.data.batches import Batch, Loaded, normalise
 from tood.data.loaders import TrainLoader
 from tood.data.targets import Targets
 from tood.detector import Detector
@@ -112,7 +112,7 @@ def loading(loader: TrainLoader) -> Operation:
     batches = iter(())
     left = 0
 
-    def load() -> Batch:
+    def load() -> Loaded:
         nonlocal batches, left
         if not left:
             batches, left = iter(loader.epoch(0)), min(LOADED, len(loader))

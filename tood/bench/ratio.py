@@ -14,7 +14,7 @@ class Ratio(NamedTuple):
     of: str
     seconds_of: float  # median
     ratio: float  # seconds / seconds_of
-    low: float  # of the ratio, 95 % interval
+    low: float  # of the ratio: 95 % of the bootstrap's draws lie between
     high: float
     calls: int
 
@@ -22,7 +22,8 @@ class Ratio(NamedTuple):
 def ratio_of(what: str, own: Sequence[Sequence[float]], of: str, others: Sequence[Sequence[float]]) -> Ratio:
     """Of medians. own, others: the seconds of each run's calls.
 
-    The interval comes from drawing the runs anew, and the calls of each: processes differ by more than a process's calls.
+    The interval comes from drawing the runs anew, and the calls of each: processes differ by more than a process's calls. Of four
+    runs it holds the true ratio nine times of ten.
     """
     generator = np.random.default_rng(0)
     drawn = [_drawn_medians(runs, generator) for runs in (own, others)]

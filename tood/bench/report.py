@@ -126,7 +126,7 @@ def growth_line(growth: Growth) -> str:
 
 def ratio_line(ratio: Ratio) -> str:
     times = f"{duration(ratio.seconds)}, {ratio.of} {duration(ratio.seconds_of)}"
-    return f"  {ratio.what:<26}{ratio.ratio:5.2f} ({ratio.low:.2f} to {ratio.high:.2f}: 95 % interval)   {times}"
+    return f"  {ratio.what:<26}{ratio.ratio:5.2f} ({ratio.low:.2f} to {ratio.high:.2f}: 95 % of draws)   {times}"
 
 
 def duration(seconds: float) -> str:

@@ -65,24 +65,33 @@ class Decoded(NamedTuple):
 class Files(NamedTuple):
     """A batch whose images are still to be decoded too, which `to` does on the device (data.decode=device)."""
 
-    images: tuple[Jpeg | Tensor, ...]  # those that are no such files are decoded already, u8 [3,h,w]
+    images: tuple[Jpeg | Tensor, ...]  # files without their content; what is no such file is decoded already, u8 [3,h,w]
+    content: Tensor  # u8: of all files, one after the other, as one tensor travels at less cost than many
+    lengths: tuple[int, ...]  # bytes of each
     sizes: tuple[tuple[int, int], ...]  # as in Decoded
     canvas: tuple[int, int] | None
     batch: Batch
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        decoded = iter(decode_jpegs([image for image in self.images if isinstance(image, Jpeg)], device))
-        images = [next(decoded) if isinstance(image, Jpeg) else image.to(device) for image in self.images]
+        files = (image for image in self.images if isinstance(image, Jpeg))
+        contents = self.content.split(list(self.lengths))
+        decoded = iter(decode_jpegs([file._replace(content=c) for file, c in zip(files, contents, strict=True)], device))
+        images = [
+            next(decoded) if isinstance(image, Jpeg) else image.to(device, non_blocking=non_blocking) for image in self.images
+        ]
         return _resized(images, self, device, non_blocking)
+
+
+Loaded = Batch | Decoded | Files  # what a loader yields
 
 
 def _resized(images: Sequence[Tensor], batch: Decoded | Files, device: torch.device | str, non_blocking: bool) -> Batch:
     """The whole batch, of its images on the device."""
-    resized = [resize(image, size) for image, size in zip(images, batch.sizes, strict=True)]
+    resized = [resize(image, tuple(size)) for image, size in zip(images, batch.sizes, strict=True)]  # older torch pins lists
     return batch.batch.to(device, non_blocking)._replace(images=stack_images(resized, batch.canvas)[0])
 
 
-def arriving(batches: Iterable[Batch | Decoded | Files], device: torch.device) -> Iterator[Batch]:
+def arriving(batches: Iterable[Loaded], device: torch.device) -> Iterator[Batch]:
     """Batches on the device. To a GPU each travels while the step before it is computed, by a stream of its own."""
     if device.type != "cuda":
         for batch in batches:
@@ -149,7 +158,7 @@ def buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(landscape | portrait | {padded(long, long)}, key=lambda shape: (math.prod(shape), shape)))
 
 
-def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = ()) -> Batch | Decoded | Files:
+def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = ()) -> Loaded:
     """Samples that are to be resized on the device come as a Decoded, or as Files where some are to be decoded there.
 
     shapes_allowed: pad to the first of them that is enough.
@@ -171,7 +180,10 @@ def collate(samples: list[Sample], shapes_allowed: Sequence[tuple[int, int]] = (
     if resized:
         return batch
     if as_files:
-        return Files(tuple(s.image for s in samples), sizes, canvas, batch)
+        contents = [s.image.content for s in samples if isinstance(s.image, Jpeg)]
+        nothing = torch.empty(0, dtype=torch.uint8)
+        images = tuple(s.image._replace(content=nothing) if isinstance(s.image, Jpeg) else s.image for s in samples)
+        return Files(images, torch.cat(contents), tuple(map(len, contents)), sizes, canvas, batch)
     stacked = _empty(len(samples), *map(max, zip(*shapes, strict=True)), torch.device("cpu"))
     for i, (sample, (height, width)) in enumerate(zip(samples, shapes, strict=True)):
         stacked[i, :, :height, :width] = sample.image

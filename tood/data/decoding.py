@@ -5,6 +5,7 @@ import functools
 import importlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,20 +50,44 @@ def decode(path: Path | io.BytesIO) -> Tensor:
 def read_jpeg(path: Path) -> Jpeg | None:
     """A file for `decode_jpegs`; None where it is for `decode` alone. Raises DataError for what the header shows to be wrong."""
     with _opened(path) as (data, picture):
-        return Jpeg(torch.from_numpy(data), path, (3, picture.height, picture.width)) if _is_jpeg(picture) else None
+        if not _is_jpeg(picture) or _jpeg_decoder() is None:
+            return None
+        return Jpeg(torch.from_numpy(data), path, (3, picture.height, picture.width))
 
 
 def decode_jpegs(files: Sequence[Jpeg], device: torch.device | str) -> list[Tensor]:
-    """u8 [3,H,W] RGB of each file, on the device: a GPU decodes them itself, together, within some grey levels of `decode`.
+    """u8 [3,H,W] RGB of each file, on the device: a GPU decodes them itself, together, and not quite to the pixels of `decode`.
 
-    Raises DataError as `decode`.
+    What the device refuses `decode` decodes, image by image, or raises DataError for.
     """
-    decoder, images = _jpeg_decoder(), None
-    with contextlib.suppress(RuntimeError):  # one of them is broken, or of a kind that a GPU does not know
-        images = decoder and decoder([file.content for file in files], device=device)
-    if images is None:
-        images = [decode(file.path).to(device) for file in files]
+    if not files:
+        return []
+    try:
+        images = _decode_on(device, files)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # at least one of them is broken, or of a kind that a GPU does not know; the others stay as they would be
+        images = [_decode_somewhere(device, file) for file in files]
     return [image.flip(-1) if file.mirrored else image for image, file in zip(images, files, strict=True)]
+
+
+def _decode_on(device: torch.device | str, files: Sequence[Jpeg]) -> list[Tensor]:
+    if torch.device(device).type == "cuda":
+        # torchvision writes by a stream of its own, which waits for nobody: what is still to be read from the memory that it is
+        # given would be lost.
+        torch.cuda.current_stream(device).synchronize()
+    return _jpeg_decoder()([file.content for file in files], device=device)
+
+
+def _decode_somewhere(device: torch.device | str, file: Jpeg) -> Tensor:
+    try:
+        return _decode_on(device, [file])[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        image = decode(file.path).to(device)
+        warnings.warn(f"{file.path}: decoded by the processor, as the device refuses it ({error})", stacklevel=2)
+        return image
 
 
 @contextlib.contextmanager
@@ -83,7 +108,7 @@ def _opened(path: Path | io.BytesIO) -> Iterator[tuple[np.ndarray, Image.Image]]
         problem = "no such file"
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bad data
         problem = f"cannot be decoded: {error}"
-    raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON")
+    raise DataError(f"{path}: {problem}; restore the image, or remove it from the JSON") from None
 
 
 def _is_jpeg(picture: Image.Image) -> bool:

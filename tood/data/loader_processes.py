@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tood.config import DataConfig
 from tood.data import decoding
-from tood.data.batches import Batch, buckets, collate
+from tood.data.batches import Loaded, buckets, collate
 from tood.data.mixing import ALONE, Partners
 from tood.data.record import ImageRecord
 from tood.data.transforms import load_sample
@@ -64,7 +64,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.work)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Loaded]:
         return _raise_errors(iter(self._loader))
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class _Batches(Dataset):
         self.config, self.training = config, training
         self.shapes = buckets(config) if training and config.buckets else ()
 
-    def __getitem__(self, orders: list[Order]) -> Batch | ToodError:
+    def __getitem__(self, orders: list[Order]) -> Loaded | ToodError:
         try:
             samples = [load_sample(order.record, self.config, training=self.training, **order.how) for order in orders]
             return collate(samples, self.shapes)
@@ -87,11 +87,11 @@ class _Batches(Dataset):
             return error
 
 
-def _as_it_is(batch: Batch | ToodError) -> Batch | ToodError:
+def _as_it_is(batch: Loaded | ToodError) -> Loaded | ToodError:
     return batch
 
 
-def _raise_errors(batches: Iterator[Batch | ToodError]) -> Iterator[Batch]:
+def _raise_errors(batches: Iterator[Loaded | ToodError]) -> Iterator[Loaded]:
     for batch in batches:
         if isinstance(batch, ToodError):
             raise batch

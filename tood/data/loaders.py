@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tood.config import DataConfig
-from tood.data.batches import Batch, padded
+from tood.data.batches import Loaded, padded
 from tood.data.cache import with_cache
 from tood.data.coco import CocoData
 from tood.data.loader_processes import Loader, Order
@@ -63,7 +63,7 @@ class TrainLoader:
         ids = np.array([record.image_id for record in self.images], dtype=np.int64)
         return hashlib.sha256(ids[self.sampler.all_batches(epoch)].tobytes()).hexdigest()[:12]
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Loaded]:
         """The batches of an epoch from start_batch on, equal to those of an uninterrupted epoch.
 
         The batches before it are skipped without reading a file. Starting an epoch ends the one before.

@@ -115,7 +115,7 @@ def decode_record(record: ImageRecord) -> Tensor:
 
 
 def _file(record: ImageRecord, mirrored: bool) -> Jpeg | None:
-    """Of a record whose image `decode_jpegs` can decode. Raises DataError as `decode_record`, but for what the header hides."""
+    """Of a record whose image `decode_jpegs` can decode. Raises DataError as `decode_record`, for what its header shows."""
     jpeg = read_jpeg(record.path)
     if jpeg is None:
         return None

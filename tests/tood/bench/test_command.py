@@ -11,7 +11,7 @@ import torch
 
 from pipeline.cli import main
 from tests.tiny import write_dataset
-from tood.bench import cases
+from tood.bench import cases, files
 from tood.bench.__main__ import main as alone
 from tood.bench.arguments import GROWTH, NAMES
 from tood.bench.command import GROUPS
@@ -35,6 +35,12 @@ def test_a_group_is_timed_in_turn_and_compared_with_its_first_case():
     assert first.faster == 1.0
     assert (first.calls, second.first) == (4, "a")
     assert second.low <= second.seconds <= second.high
+
+
+def test_on_a_gpu_each_way_to_load_is_timed_until_it_has_arrived_too():
+    (group,) = files.loaders(cases.QUICK, torch.device("cuda"))
+    ways = ("a photograph", "resized on the device", "and decoded there")
+    assert [case.name for case in group.cases] == [name for way in ways for name in (way, f"{way}, arrived")]
 
 
 def test_units_are_what_times_are_of():
@@ -90,7 +96,7 @@ def test_the_names_are_those_that_can_be_measured():
 def test_photographs_may_be_ones_own(capsys, tmp_path):
     root = write_dataset(tmp_path / "own")
     settings = [f"data.root={root}", "data.train.annotations=train.json", "data.train.images=train", "data.long_side=64"]
-    (row,) = bench(capsys, "loader", *settings)["rows"]
+    row, *_ = bench(capsys, "loader", *settings)["rows"]
     assert str(root) in row["work"]
     assert "64x" in row["work"]
 

@@ -59,11 +59,34 @@ def test_they_arrive_as_those_decoded_by_the_loader(records, device, more):
     assert sum(kinds) == 2 * 4  # but for the PNG and the grey one, which the loader has decoded
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_without_a_decoder_of_its_own_the_device_gets_what_the_processor_decodes(records, device, monkeypatch):
+def test_without_torchvisions_decoder_the_loader_decodes(records, monkeypatch):
     monkeypatch.setattr(decoding, "_jpeg_decoder", lambda: None)
-    expected = next(loader(records, HERE).epoch(0))
-    assert (next(loader(records, THERE).epoch(0)).to(device).images.cpu().int() - expected.images.int()).abs().max() <= 1
+    there = next(loader(records, THERE).epoch(0))
+    assert not any(isinstance(image, Jpeg) for image in getattr(there, "images", ()))
+    assert torch.equal(there.to("cpu").images, next(loader(records, HERE).epoch(0)).images)
+
+
+def test_what_a_device_refuses_the_processor_decodes_and_the_others_stay_as_they_are(records, monkeypatch):
+    expected = next(loader(records, HERE).epoch(0)).images
+    own, refused, alone = decoding._decode_on, [], []
+
+    def decode_on(device, files):
+        if any(file.path.name in ("a.jpg", "c.jpg") for file in files):
+            refused.append(len(files))
+            raise RuntimeError("no such JPEG")
+        alone.extend(file.path.name for file in files)
+        return own(device, files)
+
+    batch = next(loader(records, THERE).epoch(0))
+    monkeypatch.setattr(decoding, "_decode_on", decode_on)
+    with pytest.warns(UserWarning, match=r"jpg: decoded by the processor, as the device refuses it \(no such JPEG\)"):
+        assert torch.equal(batch.to("cpu").images, expected)
+    assert refused[0] > 1
+    assert set(refused[1:]) == {1}
+    assert alone
+    monkeypatch.setattr(decoding, "_decode_on", lambda device, files: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.to("cpu")
 
 
 def test_what_is_wrong_with_a_file_is_told_as_ever(records):
