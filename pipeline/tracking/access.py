@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -95,6 +96,8 @@ def connect(uri: str) -> None:
             mlflow_client(uri).search_experiments(max_results=1)
         return
     with _sole_process(uri, where):
+        if uri.startswith("sqlite"):
+            _create(uri, where)
         _probe_database(uri, where)
         with explained(f"{where} cannot be used"):
             mlflow_client(uri).search_experiments(max_results=1)
@@ -178,6 +181,27 @@ def server_version(uri: str) -> str:
 def sqlite_file(uri: str) -> Path:
     """The file behind a sqlite:/// address."""
     return Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+
+
+def _create(uri: str, where: str) -> None:
+    """Make an SQLite file that is not there, whole or not at all: MLflow's own creation takes dozens of steps and seconds, and what
+    a process that was killed between two of them leaves can be neither used nor repaired.
+
+    The caller holds the folder alone.
+    """
+    file = sqlite_file(uri)
+    if file.exists() and file.stat().st_size:
+        return
+    for left in file.parent.glob(f".{file.name}.*"):  # by one that was killed
+        left.unlink(missing_ok=True)
+    fresh = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    scheme, mark, query = uri.partition(":///")[0], *uri.partition("?")[1:]
+    try:
+        with explained(f"{where} cannot be created"):
+            MlflowClient(tracking_uri=f"{scheme}:///{fresh}{mark}{query}").search_experiments(max_results=1)
+        os.replace(fresh, file)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _probe_server(uri: str, where: str) -> None:

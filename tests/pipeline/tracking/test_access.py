@@ -75,6 +75,20 @@ def test_folder_that_cannot_be_made(tmp_path):
         connect(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
+def test_a_file_whose_creation_was_cut_off_is_not_there(tmp_path):
+    uri = resolve_uri("", tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=connect, args=(uri,))
+    process.start()
+    while process.is_alive() and not any(file.stat().st_size for file in tmp_path.glob(f".mlflow.db.{'?' * 32}")):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert [file.name for file in tmp_path.glob("*.db")] == []
+    connect(uri)
+    assert [experiment.name for experiment in mlflow_client(uri).search_experiments()] == ["Default"]
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+
+
 def test_processes_may_create_the_same_file_at_once(tmp_path):
     uri = resolve_uri("", tmp_path / "runs")
     fork = multiprocessing.get_context("fork")  # the quickest way to have several at the same point
