@@ -8,6 +8,7 @@ from ray._private.state import actors  # the cluster's own word; the public one 
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
+from pipeline.cleaner import watching_at_once
 from pipeline.errors import ClusterError
 from tood.errors import ConfigError, DivergedError, OutOfMemoryError, ToodError
 
@@ -16,7 +17,10 @@ FINAL = (ConfigError, DivergedError, OutOfMemoryError)  # the next try, to the s
 
 
 class Trainer(TorchTrainer):
-    """Ray's, but that what a person has to put right is not tried again."""
+    """Ray's, but that what a person has to put right is not tried again, and that nothing of a killed run stays on the cluster."""
+
+    def _create_default_callbacks(self) -> list:
+        return watching_at_once(super()._create_default_callbacks())
 
     def _initialize_and_run_controller(self, **parts):
         return super()._initialize_and_run_controller(**parts | {"failure_policy": _Policy(self.run_config.failure_config)})

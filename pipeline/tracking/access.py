@@ -96,9 +96,9 @@ def connect(uri: str) -> None:
             mlflow_client(uri).search_experiments(max_results=1)
         return
     with _sole_process(uri, where):
+        _probe_database(uri, where)
         if uri.startswith("sqlite"):
             _create(uri, where)
-        _probe_database(uri, where)
         with explained(f"{where} cannot be used"):
             mlflow_client(uri).search_experiments(max_results=1)
 
@@ -184,13 +184,15 @@ def sqlite_file(uri: str) -> Path:
 
 
 def _create(uri: str, where: str) -> None:
-    """Make an SQLite file that is not there, whole or not at all: MLflow's own creation takes dozens of steps and seconds, and what
-    a process that was killed between two of them leaves can be neither used nor repaired.
+    """Fill an SQLite file that is still empty, at once or not at all.
+
+    MLflow's own creation takes dozens of steps and seconds; what a process that was killed between two of them leaves can be
+    neither used nor repaired.
 
     The caller holds the folder alone.
     """
     file = sqlite_file(uri)
-    if file.exists() and file.stat().st_size:
+    if file.stat().st_size:
         return
     for left in file.parent.glob(f".{file.name}.*"):  # by one that was killed
         left.unlink(missing_ok=True)

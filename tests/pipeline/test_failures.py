@@ -1,14 +1,19 @@
 """Which failures of workers are tried again, and what a person is told of them."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.train import FailureConfig
+from ray.train.v2._internal.callbacks import placement_group_callback
+from ray.train.v2._internal.execution.controller import placement_group_cleaner
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import failures
+from pipeline.cleaner import Cleaner, CleanerCallback, watching_at_once
 from pipeline.errors import ClusterError, StorageError
 from pipeline.failures import _Policy, cause, why
 from tood.errors import ConfigError, DataError, DivergedError, OutOfMemoryError, StoppedError
@@ -49,6 +54,20 @@ def test_a_person_is_told_what_a_worker_meant():
     assert why(wrapped(meant)) == "a.png: cannot be decoded"
     assert why(wrapped(ClusterError("first\nlast"))) == "last"
     assert why(wrapped(KeyError())) == "KeyError"
+
+
+def test_what_frees_a_dead_runs_places_watches_from_its_first_moment_on(monkeypatch):
+    """Ray's waits for a call that never comes where the controller died while the cleaner's process was starting."""
+    gone = threading.Event()
+    monkeypatch.setattr(placement_group_cleaner, "is_actor_alive", lambda **asked: False)
+    monkeypatch.setattr(PlacementGroupCleaner, "_exit", lambda self: gone.set())
+    Cleaner(controller_actor_id="dead", check_interval_s=0.01, get_actor_timeout_s=1, stop_timeout=1)
+    assert gone.wait(10)
+    rays_own = placement_group_callback.PlacementGroupCleanerCallback()
+    other = object()
+    own, kept = watching_at_once([rays_own, other])
+    assert type(own) is CleanerCallback
+    assert kept is other
 
 
 @pytest.mark.parametrize(("state", "decision"), [("ALIVE", FailureDecision.RETRY), ("DEAD", FailureDecision.RAISE)])
