@@ -201,7 +201,8 @@ def _create(uri: str, where: str) -> None:
     try:
         with explained(f"{where} cannot be created"):
             MlflowClient(tracking_uri=f"{scheme}:///{fresh}{mark}{query}").search_experiments(max_results=1)
-        os.replace(fresh, file)
+        if not file.stat().st_size:  # an MLflow server, which knows nothing of the lock, may have come first
+            os.replace(fresh, file)
     finally:
         fresh.unlink(missing_ok=True)
 
