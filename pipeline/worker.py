@@ -96,8 +96,7 @@ def work(job: dict[str, Any]) -> None:
     experiment = build(Experiment, job["experiment"])
     address = Address(**job["address"])
     rank = ray_train.get_context().get_world_rank()
-    # it prints each report whole, beside our lines, by a logger named after its file, which LoggingConfig does not reach
-    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
+    report_quietly()
     if not torch.cuda.is_available():
         torch.set_num_threads(experiment.ray.cpus_per_worker)
     with scratch_folder() as scratch:
@@ -109,6 +108,11 @@ def work(job: dict[str, Any]) -> None:
             raise
         finally:
             worker.uploads.close()
+
+
+def report_quietly() -> None:
+    """Ray is not to print each report whole; it does by a logger named after its file, which LoggingConfig does not reach."""
+    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
 
 
 class Worker:

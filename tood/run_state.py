@@ -114,14 +114,14 @@ def save(run: Run, folder: Path, figures: Figures | None = None, order: str = ""
 
     order: what `TrainLoader.order` says of an epoch that is under way.
     """
+    import torchvision  # here: see tood.backbone
+
     weights = run.model.state_dict()
     tensors = {**optimizer_tensors(run.optimizer, run.model), "rng": torch.get_rng_state()}
     tensors |= {f"sum.{name}": total for name, total in run.sums.items()}
     if run.ema:
         tensors |= {f"weights.{name}": tensor for name, tensor in weights.items()}
         weights = run.ema.tensors
-    import torchvision  # here: see tood.backbone
-
     info = ModelInfo(
         config=run.config,
         config_hash=run.config_hash,

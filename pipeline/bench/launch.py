@@ -1,12 +1,10 @@
 """Work on Ray Train, launched as `pipeline.train` launches a training run on CPUs."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import train as ray_train
-from ray.train.v2._internal.execution import context
 from ray.train.v2.api.config import LoggingConfig
 
 from pipeline.failures import Trainer
@@ -30,8 +28,3 @@ def launch(
             worker_runtime_env={"env_vars": dict(ONE_ARENA)},
         ),
     ).fit()
-
-
-def report_quietly() -> None:
-    """In a worker: Ray is not to print each report."""
-    logging.getLogger(context.__file__).setLevel(logging.WARNING)

@@ -65,7 +65,8 @@ def _reports(root: Path) -> list[float]:
     """Seconds that each of a worker's reports took it."""
     from ray import train as ray_train
 
-    from pipeline.bench.launch import launch, report_quietly
+    from pipeline.bench.launch import launch
+    from pipeline.worker import report_quietly
 
     file = root / "reports.json"
 

@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import cluster
 from pipeline.bench.experiment import quietly
-from pipeline.bench.launch import launch, report_quietly
+from pipeline.bench.launch import launch
 from pipeline.config import RayConfig
+from pipeline.worker import report_quietly
 from tood.bench.cases import COCO_CLASSES, QUICK, Sizes
 from tood.bench.growth import Growth, growth_of
 from tood.detectors import ModelConfig, build_detector
