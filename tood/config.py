@@ -165,6 +165,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     fold_norms: bool = later(False)  # constant BatchNorm goes into the convolutions in fp32 too, as in bf16 and in evaluation
+    deterministic: bool = later(True)  # the same bits each time; False: a GPU's quickest kernels, whose bits differ from run to run
     compile: bool = later(False)  # torch.compile of backbone, neck and head in training, once for each of data.buckets
     checkpointing: bool = unhashed(False)  # keep less for the backward pass and compute it again: slower, smaller, the same bits
     ema: float = bounded(0.0, 0, 0.999999)  # decay of the averaged weights; 0: off. Where on, they are evaluated

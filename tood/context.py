@@ -5,7 +5,8 @@ B images, C channels, H x W cells of a level; the pyramid is [P3..P7].
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+
+from tood.neck import enlarged
 
 DOWNSAMPLING = ("conv", "avg", "max")
 
@@ -55,15 +56,11 @@ class DetailContext(nn.Module):
         for i, level in enumerate(pyramid):
             total = level
             for above in pyramid[i + 1 : i + 1 + self.upper]:
-                total = total + _resize(above, level)
+                total = total + enlarged(above, level)
             if self.down is not None:
-                total = total + self.down(_resize(level, below[i]) + below[i])
+                total = total + self.down(enlarged(level, below[i]) + below[i])
             out.append(total)
         return out
-
-
-def _resize(source: Tensor, like: Tensor) -> Tensor:
-    return interpolate(source, size=like.shape[-2:], mode="nearest")
 
 
 def _downsampling(channels: int, kernel: int) -> nn.Conv2d:

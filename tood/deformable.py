@@ -7,13 +7,13 @@ B images, C channels of x [B, C, H, W], K taps of a kernel in row order, D defor
 the same places. Offsets d [B, 2 D K, h, w]: (dy, dx) tap after tap, in cells of x. Masks m [B, D K, h, w]. Outside x lies 0.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tood.devices import any_order
 from tood.precision import full_precision
 
 SIDE = 3  # of the modules' kernels
@@ -133,7 +133,7 @@ class _Repeatable(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, slope):
         x, offset, weight, bias, mask = ctx.saved_tensors
-        with _any_order():
+        with any_order():
             _, to_weight, to_offset, to_mask, to_bias = torch.ops.torchvision._deform_conv2d_backward(
                 slope,
                 x,
@@ -148,17 +148,6 @@ class _Repeatable(torch.autograd.Function):
             )
         to_x = input_gradient(slope, x.shape, offset, weight, mask, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
         return to_x, to_offset, to_weight, None if bias is None else to_bias, None if mask is None else to_mask, None, None
-
-
-@contextmanager
-def _any_order() -> Iterator[None]:
-    """Allow operations that torch's deterministic mode refuses."""
-    mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def input_gradient(

@@ -1,6 +1,8 @@
 """Where tensors lie and by which kernels they are computed, as far as it decides how; what is computed is the same."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,3 +22,14 @@ def choose_kernels(*, same_bits: bool) -> None:
     torch.use_deterministic_algorithms(same_bits)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not same_bits
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """Allow operations that torch's deterministic mode refuses; for those whose results do not depend on the order."""
+    mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)

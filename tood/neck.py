@@ -5,6 +5,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tood.precision import full_precision
+
 
 class FeaturePyramid(nn.Module):
     """Lateral 1x1, sum from coarse to fine, 3x3 output; in a pafpn also a sum from fine to coarse and a 3x3 after it.
@@ -43,7 +45,7 @@ class FeaturePyramid(nn.Module):
         features = features[-3:]
         merged = [lateral(c) for lateral, c in zip(self.lateral, features, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
-            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
+            merged[i - 1] = merged[i - 1] + enlarged(merged[i], merged[i - 1])
         pyramid = [output(x) for output, x in zip(self.output, merged, strict=True)]
         if self.kind == "pafpn":
             pyramid = self._from_fine_to_coarse(pyramid)
@@ -57,3 +59,9 @@ class FeaturePyramid(nn.Module):
         for downsample, level in zip(self.downsample, levels[1:], strict=True):
             sums.append(level + downsample(sums[-1]))
         return [sums[0], *(aggregate(level) for aggregate, level in zip(self.aggregate, sums[1:], strict=True))]
+
+
+def enlarged(source: Tensor, like: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, C, H, W] of `like`: each cell takes the nearest's value, in its precision."""
+    with full_precision(source.device.type):  # CUDA's autocast would have copies made in float32
+        return F.interpolate(source, size=like.shape[-2:], mode="nearest")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tood.deformable import DeformableConv, ModulatedDeformableConv
+from tood.group_norm import GroupNorm
 
 # layer i of n -> is it deformable; the published heads that use each
 DEFORMABLE = {
@@ -44,7 +45,7 @@ class ConvNormRelu(nn.Module):
         else:
             groups = 4 if style.deformable == "first_two" else 1
             self.conv = ModulatedDeformableConv(in_channels, channels, deform_groups=groups, bias=bias)
-        self.norm = nn.GroupNorm(style.groups, channels) if style.groups else None
+        self.norm = GroupNorm(style.groups, channels) if style.groups else None
         nn.init.normal_(self.conv.weight, std=0.01)
         if getattr(self.conv, "bias", None) is not None:
             nn.init.zeros_(self.conv.bias)
@@ -87,7 +88,7 @@ class TaskDecomposition(nn.Module):
             nn.Conv2d(layers * channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, layers, 1), nn.Sigmoid()
         )
         self.reduce = nn.Conv2d(layers * channels, channels, 1, bias=not groups)
-        self.norm = nn.GroupNorm(groups, channels) if groups else None
+        self.norm = GroupNorm(groups, channels) if groups else None
         for conv in (self.attention[0], self.attention[2]):
             nn.init.normal_(conv.weight, std=0.001)
             nn.init.zeros_(conv.bias)
@@ -150,7 +151,7 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.gate = nn.Conv2d(channels, channels, 1)
         self.mix = nn.Conv2d(channels, channels, 1, bias=not groups)
-        self.norm = nn.GroupNorm(groups, channels) if groups else nn.Identity()
+        self.norm = GroupNorm(groups, channels) if groups else nn.Identity()
         nn.init.normal_(self.gate.weight, std=0.001)
         nn.init.zeros_(self.gate.bias)
         nn.init.normal_(self.mix.weight, std=0.01)

@@ -83,7 +83,7 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(recipe.train.seed)
-    choose_kernels(same_bits=True)
+    choose_kernels(same_bits=recipe.train.deterministic)
     train_data, val_data = read_data(recipe.data)
     loader = _train_loader(recipe, train_data, rank, world)
     fresh = recipe if resume is None else replace(recipe, init="none")  # the checkpoint brings its own weights

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from tests.tood.assigning import ASSIGNERS, assign, random_batch
 from tests.tood.dense import OBJECTS, everywhere
 from tests.tood.test_objectives import CASES, losses_of, predictions_for, wild
+from tood import group_norm
 from tood.assign import task_aligned
 from tood.config import build
 from tood.data import batches
@@ -94,9 +95,11 @@ class Arrivals(TorchDispatchMode):
         return done
 
 
-@pytest.fixture(scope="module")
-def pretended():
+@pytest.fixture
+def pretended(monkeypatch):
     """Tensors that are on a GPU by their own account and hold nothing: to ask what one holds is an error."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # else autocast stays off
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     forget = batches._statistics.cache_clear, forget_priors
     for each in forget:
         each()
@@ -105,20 +108,96 @@ def pretended():
         each()
 
 
+def batch_of(objects: int) -> Batch:
+    targets = Targets(torch.zeros(2, objects, 4), torch.zeros(2, objects, dtype=torch.int64), torch.ones(2, objects).bool())
+    ids, sizes = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+    images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
+    return Batch(images, sizes, targets._replace(crowds=torch.zeros(2, 1, 4)), ids, sizes, torch.ones(2, 2))
+
+
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_no_part_of_a_step_asks_what_a_device_holds(pretended, detector):
     with pretended, torch.device("cuda"):
         model = build_detector(build(ModelConfig, {"detector": detector, **SLIM}), CLASSES).train()
-        targets = Targets(torch.zeros(2, 4, 4), torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool))
-        ids, sizes = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
-        images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
-        batch = Batch(images, sizes, targets._replace(crowds=torch.zeros(2, 1, 4)), ids, sizes, torch.ones(2, 2))
+        batch = batch_of(4)
         with warnings.catch_warnings(), Arrivals() as arrivals:
             warnings.simplefilter("ignore")  # there is no GPU
             with mixed_precision("bf16", "cuda"):
+                assert torch.is_autocast_enabled("cuda")
                 model(batch)
                 arrivals.seen.clear()  # what normalises images was sent, and is kept
                 forget_priors()  # a compiled step makes them each time
                 losses = model(batch, 0), model(batch, 20)
     assert {loss.device.type for phase in losses for loss in phase.values()} == {"cuda"}
     assert arrivals.seen == []
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large maps", "small maps"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_maps_stay_in_bfloat16_between_convolutions(pretended, detector, large, monkeypatch):
+    """Where CUDA's autocast would have norms and resizing write them in float32, and all that reads these convert them."""
+    monkeypatch.setattr(group_norm, "LARGE", 0 if large else 2**60)
+    seen = []
+    with pretended, torch.device("cuda"), mixed_precision("bf16", "cuda"):
+        model = build_detector(build(ModelConfig, {"detector": detector, **SLIM}), CLASSES).train()
+        for name, part in (*model.neck.named_modules(), *model.head.named_modules()):
+            if isinstance(part, torch.nn.Conv2d) and not name.endswith("conv_offset"):  # places need a longer mantissa
+                part.register_forward_pre_hook(lambda _part, inputs: seen.append(inputs[0].dtype))
+        model.dense(torch.zeros(2, 3, SIDE, SIDE))
+    assert len(seen) > 20
+    assert set(seen) == {torch.bfloat16}
+
+
+class Calls(TorchDispatchMode):
+    """The names of all operations, those of the backward pass too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.seen.add(function._overloadpacket._qualified_op_name)
+        return function(*arguments, **(options or {}))
+
+
+# What torch's deterministic mode refuses on CUDA, by torch.use_deterministic_algorithms' own list. scatter_reduce of the greatest
+# is on it or not, version by version, and is asked for with the mode off.
+REFUSED = {
+    *("aten::avg_pool3d_backward", "aten::max_pool3d_with_indices_backward", "aten::adaptive_max_pool2d_backward"),
+    *("aten::_adaptive_avg_pool2d_backward", "aten::_adaptive_avg_pool3d_backward"),
+    *(f"aten::upsample_{kind}_backward" for kind in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
+    *(f"aten::{kind}_pad{n}d_backward" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+    *("aten::nll_loss2d_forward", "aten::nll_loss_forward", "aten::put_", "aten::put", "aten::histc", "aten::bincount"),
+    *("aten::kthvalue", "aten::median", "aten::grid_sampler_2d_backward", "aten::cumsum", "aten::cumsum_"),
+}
+DETERMINISTIC_BY_ITSELF = {"torchvision::deform_conv2d", "torchvision::_deform_conv2d_backward"}  # see tood.deformable
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_no_part_of_a_step_is_refused_where_bits_are_to_be_the_same(detector, as_on_accelerator, monkeypatch):
+    as_on_accelerator()
+    torch.manual_seed(0)
+    model = build_detector(build(ModelConfig, {"detector": detector, **SLIM}), CLASSES).train()
+    batch = batch_of(4)
+    batch = batch._replace(sizes=torch.full((2, 2), SIDE), images=torch.randint(256, batch.images.shape, dtype=torch.uint8))
+    boxes = torch.tensor([[4.0, 4, 30, 40], [8, 8, 60, 60], [8, 8, 60, 60], [20, 30, 28, 36]]).expand(2, -1, -1)
+    batch = batch._replace(targets=batch.targets._replace(boxes=boxes))
+    modes, scatter = [], torch.Tensor.scatter_reduce
+    monkeypatch.setattr(
+        torch.Tensor, "scatter_reduce", lambda *a: modes.append(torch.are_deterministic_algorithms_enabled()) or scatter(*a)
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Calls() as calls:
+            for epoch in (0, 20):
+                sum(model(batch, epoch).values()).backward()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "aten::convolution_backward" in calls.seen
+    assert not calls.seen & REFUSED
+    assert not any(modes)
+    refused_as_a_whole = {name for name in calls.seen if name.startswith("aten::scatter_reduce")}
+    assert bool(refused_as_a_whole) == bool(modes)
+    foreign = {name for name in calls.seen if not name.startswith(("aten::", "prim"))}
+    assert foreign <= DETERMINISTIC_BY_ITSELF

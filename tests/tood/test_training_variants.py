@@ -108,6 +108,24 @@ def test_checkpointing_changes_no_bit_and_folded_norms_hardly_any(data, folder, 
     assert 0.05 < peaks[0] <= peaks[-1] < 50
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_same_bits_are_asked_for_unless_told_otherwise(asked, data, folder):
+    """On a CPU both give the same; on a GPU the quickest kernels may not, and cuDNN looks for them."""
+    config = recipe(data, **({} if asked else {"deterministic": False}))
+    modes = []
+
+    def on_step(_report) -> None:
+        modes.append((torch.are_deterministic_algorithms_enabled(), not torch.backends.cudnn.benchmark))
+
+    before = torch.backends.cudnn.benchmark
+    try:
+        train(config, folder / "run", stop_after=1, on_step=on_step)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = before
+    assert set(modes) == {(asked, asked)}
+
+
 def test_compiling_compiles_once_a_shape_and_changes_no_bit_of_what_is_compiled(data, folder, monkeypatch):
     """By dynamo's interpreter: what it captures is a whole graph, its counters say how many; inductor takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tood.devices import any_order
+
 SAMPLE = 8  # of so many entries one is looked at for a bound of the others
 
 
@@ -63,19 +65,25 @@ def settle(points: Tensor, wants: Tensor, iou: Tensor, num_points: int) -> tuple
     Returns owner int64 [B, N] (-1: nobody), its iou [B, N], and wins bool [B, G, C].
     The papers say smallest area; the official code and its ports take the highest IoU, and so do the published figures.
     """
-    b, g, c = points.shape
+    b, g, _ = points.shape
     rank = torch.arange(g - 1, -1, -1, device=points.device).view(1, g, 1)  # a lower index must compare as larger
     keys = (iou.contiguous().view(torch.int32).long() << 32) | rank
-    keys = keys.masked_fill(~wants, -1).view(b, g * c)
-    best = torch.full((b, num_points), -1, dtype=torch.int64, device=points.device)
-    best.scatter_reduce_(1, points.reshape(b, g * c), keys, "amax")
-    wins = wants & (best.gather(1, points.reshape(b, g * c)).view(b, g, c) == keys.view(b, g, c))
+    keys = keys.masked_fill(~wants, -1)
+    nobody = torch.full((b, num_points), -1, dtype=torch.int64, device=points.device)
+    best = _greatest(nobody, points, keys)
+    wins = wants & (best.gather(1, points.flatten(1)).view_as(keys) == keys)
     index = torch.where(wins, torch.arange(g, device=points.device).view(1, g, 1), -1)
-    owner = torch.full_like(best, -1).scatter_reduce_(1, points.reshape(b, g * c), index.view(b, g * c), "amax")
+    owner = _greatest(nobody, points, index)
     return owner, spread(iou, points, wins, num_points), wins
 
 
 def spread(values: Tensor, points: Tensor, wins: Tensor, num_points: int) -> Tensor:
     """Lay per-candidate values [B, G, C] >= 0 out over points [B, N]; 0 where no candidate won."""
     flat = torch.zeros(points.shape[0], num_points, dtype=values.dtype, device=values.device)
-    return flat.scatter_reduce_(1, points.flatten(1), torch.where(wins, values, 0.0).flatten(1), "amax")
+    return _greatest(flat, points, torch.where(wins, values, 0.0))
+
+
+def _greatest(of_points: Tensor, points: Tensor, values: Tensor) -> Tensor:
+    """of_points [B, N], raised to the greatest of the values that candidates [B, G, C] bring there."""
+    with any_order():  # the greatest is the greatest in any, though torch may refuse all kinds of scatter_reduce alike
+        return of_points.scatter_reduce(1, points.flatten(1), values.flatten(1), "amax")
