@@ -1,10 +1,13 @@
-"""What the processes of a run tell each other outside of DDP's own gradients."""
+"""What the processes of a run tell each other: gradients by DDP, and the rest."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def place() -> tuple[int, int]:
@@ -12,6 +15,28 @@ def place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def share_gradients(model: nn.Module) -> nn.Module:
+    """The model to be called in its place: gradients become the ranks' mean, and are views of what was sent, not copies.
+
+    No static graph is promised: which losses there are changes where a warm-up ends.
+    """
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def alone(device: torch.device) -> Iterator[None]:
+    """A process group of this process alone, with what ranks on such devices use; where there is none yet."""
+    begun = dist.is_initialized()
+    if not begun:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        if not begun:
+            dist.destroy_process_group()
 
 
 def share_statistics(model: nn.Module, averaged: dict[str, Tensor] | None) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tood.config import DataConfig, identity
 from tood.data.batches import arriving
@@ -34,7 +33,7 @@ from tood.memory import advice, keep_freed_memory, peak
 from tood.optimisation import learning_rate, set_rate
 from tood.precision import mixed_precision
 from tood.progress import CheckpointReport, EpochReport, StepReport
-from tood.ranks import place, share_figure, share_statistics
+from tood.ranks import place, share_figure, share_gradients, share_statistics
 from tood.recipe import Recipe, read_recipe
 from tood.run_state import (
     Run,
@@ -95,7 +94,7 @@ def train(
     steps_per_epoch = math.ceil(len(loader) / accumulate)
     wrapped = run.model
     if world > 1:
-        wrapped = DistributedDataParallel(run.model, gradient_as_bucket_view=True)
+        wrapped = share_gradients(run.model)
     stop = min(recipe.train.epochs, stop_after or recipe.train.epochs)
     if run.standing is not None and run.standing.ended:
         stop = run.epoch  # nothing is left to do

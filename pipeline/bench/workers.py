@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from ray import train as ray_train
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import cluster
 from pipeline.bench.experiment import quietly
@@ -26,7 +25,7 @@ from tood.bench.cases import COCO_CLASSES, QUICK, Sizes
 from tood.bench.growth import Growth, growth_of
 from tood.detectors import ModelConfig, build_detector
 from tood.interruption import Agreement
-from tood.ranks import place
+from tood.ranks import place, share_gradients
 
 WORKERS = (1, 2, 4)
 STEP = 0.1  # s of computation: 16 images at 160 a second
@@ -81,7 +80,7 @@ def _work(job: dict[str, Any]) -> None:
     took: dict[str, Any] = {"began": time.time(), "step": [], "report": []}
     model = _Computed(job["shapes"])
     computing = min(_step(model) for _ in range(1 + STEPS))  # what STEP stands for
-    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
+    wrapped = share_gradients(model) if world > 1 else model
     agreement = Agreement(0, lambda: False)
     for _ in range(1 + STEPS):
         took["step"].append(STEP + max(0, _step(wrapped, agreement) - computing))

@@ -85,5 +85,5 @@ def spread(values: Tensor, points: Tensor, wins: Tensor, num_points: int) -> Ten
 
 def _greatest(of_points: Tensor, points: Tensor, values: Tensor) -> Tensor:
     """of_points [B, N], raised to the greatest of the values that candidates [B, G, C] bring there."""
-    with any_order():  # the greatest is the greatest in any, though torch may refuse all kinds of scatter_reduce alike
+    with any_order():  # the greatest is the same in any, but torch lists every scatter_reduce as refused
         return of_points.scatter_reduce(1, points.flatten(1), values.flatten(1), "amax")

@@ -22,6 +22,7 @@ from tood.objectives.task_aligned import TaskAligned
 from tood.optimisation import make_optimizer
 from tood.predictions import Predictions
 from tood.priors import STRIDES, inside_image, make_priors
+from tood.ranks import alone, share_gradients
 
 COCO_CLASSES = 80
 LAST = 1_000_000  # an epoch beyond every warm-up
@@ -91,7 +92,8 @@ def steps(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         settle=1,
     )
     if device.type == "cuda" or sizes is QUICK:
-        yield _steps_of_a_gpu(sizes, device)
+        with alone(device):
+            yield _steps_of_a_gpu(sizes, device)
 
 
 def _steps_of_a_gpu(sizes: Sizes, device: torch.device) -> Group:
@@ -99,16 +101,17 @@ def _steps_of_a_gpu(sizes: Sizes, device: torch.device) -> Group:
     images, height, width = sizes.train
     batch, config = drawn_batch(images, height, width, 20, device), TrainConfig(precision="bf16")
 
-    def stepping(compiled: bool = False) -> Operation:
+    def stepping(compiled: bool = False, shared: bool = False) -> Operation:
         model = _detector(sizes, device).to(memory_format=torch.channels_last)
         if compiled:
             model.compile_dense()
-        return step(model, make_optimizer(model, config), batch, config, LAST)
+        return step(share_gradients(model) if shared else model, make_optimizer(model, config), batch, config, LAST)
 
     eager = stepping()
     cases = [
         Case("bf16, channels last", by_kernels(eager, same_bits=True)),
         Case("  bits may differ", by_kernels(eager, same_bits=False)),
+        Case("  in DDP, a world of 1", by_kernels(stepping(shared=True), same_bits=True)),
     ]
     if device.type == "cuda":  # on a CPU that takes minutes
         compiled = stepping(compiled=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tood import __version__
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     peer: float | None
     gpu_memory: float | None = None  # GiB, at most
     gpu_waits: int | None = None  # of the host for the device in a call, as far as torch notices
+    gpu_busy: float | None = None  # share of the median time in which the GPU computes or copies
 
 
 def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
@@ -53,12 +55,16 @@ def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
         ordered, median = sorted(own), statistics.median(own)
         low, high = (ordered[round(q * (len(own) - 1))] for q in (0.1, 0.9))
         row = (median, low, high, len(own), median / reference, group.cases[0].name, statistics.median(shares), case.peer)
-        rows.append(Row(group.name, group.work, case.name, *row, *(watched(case.operation) if device.type == "cuda" else ())))
+        on_gpu = ()
+        if device.type == "cuda":
+            memory, waits, busy = watched(case.operation)
+            on_gpu = memory, waits, min(1.0, busy / case.units / median)
+        rows.append(Row(group.name, group.work, case.name, *row, *on_gpu))
     return rows
 
 
-def watched(operation: Operation) -> tuple[float, int]:
-    """Of one more call on a GPU: GiB of its memory at most, and how often the host waited for the device."""
+def watched(operation: Operation) -> tuple[float, int, float]:
+    """Of more calls on a GPU: GiB of its memory at most, how often the host waited for the device, seconds that it was at work."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(record=True) as said:
@@ -68,7 +74,15 @@ def watched(operation: Operation) -> tuple[float, int]:
             operation()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return torch.cuda.max_memory_allocated() / 2**30, sum("called a synchronizing" in str(each.message) for each in said)
+    memory, waits = torch.cuda.max_memory_allocated() / 2**30, sum("called a synchronizing" in str(each.message) for each in said)
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        operation()
+    return memory, waits, sum(event.self_device_time_total for event in found.key_averages() if _on_device(event)) / 1e6
+
+
+def _on_device(event) -> bool:
+    """Whether a profile's event is a kernel or a copy: neither an operator, which has its kernels' time too, nor a remark."""
+    return event.device_type == DeviceType.CUDA and not event.is_user_annotation
 
 
 def machine() -> dict[str, Any]:
@@ -109,7 +123,8 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(f"  {row.case:<26}{times}{row.calls:>6}{row.references:>9.3g}{row.faster:>9.2f}x{peer:>10}".rstrip())
         if row.gpu_memory is not None:
             lines.append(
-                f"    {1 / row.seconds:.1f} a second; {row.gpu_memory:.1f} GiB at most; the host waits {row.gpu_waits} times"
+                f"    {1 / row.seconds:.1f} a second; {row.gpu_memory:.1f} GiB at most; the host waits {row.gpu_waits} times; "
+                f"the GPU is busy {100 * row.gpu_busy:.0f} %"
             )
     return "\n".join(lines)
 
@@ -146,7 +161,8 @@ def profiles(group: Group, folder: Path, device: torch.device) -> Iterator[str]:
             case.operation()
         path = folder / f"{re.sub(r'[^a-z0-9]+', '_', f'{group.name} {group.work} {case.name}'.lower())}.json"
         found.export_chrome_trace(str(path))
-        events = [event for event in found.key_averages() if not event.key.startswith(("cuda", "ProfilerStep"))]
+        operators = [event for event in found.key_averages() if event.device_type == DeviceType.CPU]
+        events = [event for event in operators if not event.key.startswith(("cuda", "ProfilerStep"))]
         cost = (lambda e: e.self_device_time_total) if on_gpu else (lambda e: e.self_cpu_time_total)
         total = sum(map(cost, events)) or 1
         lines = [f"{group.name}, {case.name}: {path}"]

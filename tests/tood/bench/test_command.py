@@ -4,14 +4,19 @@ import json
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.autograd import DeviceType
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.cli import main
 from tests.tiny import write_dataset
-from tood.bench import cases, files
+from tood.bench import cases, files, report
 from tood.bench.__main__ import main as alone
 from tood.bench.arguments import GROWTH, NAMES
 from tood.bench.command import GROUPS
@@ -35,6 +40,22 @@ def test_a_group_is_timed_in_turn_and_compared_with_its_first_case():
     assert first.faster == 1.0
     assert (first.calls, second.first) == (4, "a")
     assert second.low <= second.seconds <= second.high
+
+
+def test_the_step_is_timed_in_a_group_of_ranks_too_which_ends_with_it():
+    groups = cases.steps(cases.QUICK, CPU)
+    next(groups)
+    shared = {case.name.strip(): case.operation for case in next(groups).cases}["in DDP, a world of 1"]
+    assert (dist.get_world_size(), dist.get_backend()) == (1, "gloo")
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            DistributedDataParallel, "forward", lambda self, *a: called.append(self.gradient_as_bucket_view) or self.module(*a)
+        )
+        shared()
+    assert called == [True]
+    assert next(groups, None) is None
+    assert not dist.is_initialized()
 
 
 def test_on_a_gpu_each_way_to_load_is_timed_until_it_has_arrived_too():
@@ -61,15 +82,29 @@ def test_of_a_call_on_a_gpu_its_memory_and_its_waits_are_told(monkeypatch):
     for name, play in played.items():
         monkeypatch.setattr(torch.cuda, name, play)
 
+    def event(device: DeviceType, microseconds: float, remark: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(device_type=device, self_device_time_total=microseconds, is_user_annotation=remark)
+
+    events = [
+        event(DeviceType.CUDA, 2e5),
+        event(DeviceType.CUDA, 1e5),
+        event(DeviceType.CUDA, 9e5, True),
+        event(DeviceType.CPU, 3e5),
+    ]
+    monkeypatch.setattr(report, "profile", lambda activities: nullcontext(SimpleNamespace(key_averages=lambda: events)))
+
     def operation() -> None:
+        if modes[-1] != "warn":
+            return
         for _ in range(2):
             warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    assert watched(operation) == (1.5, 2)
+    assert watched(operation) == (1.5, 2, pytest.approx(0.3))
     assert modes == ["warn", "default"]
     row = measure(cases.Group("g", "", [cases.Case("a", lambda: None)], 0, 1), CPU, 0)[0]
-    assert "a second; 1.5 GiB at most; the host waits 2 times" in table([row._replace(gpu_memory=1.5, gpu_waits=2)])
+    said = table([row._replace(gpu_memory=1.5, gpu_waits=2, gpu_busy=0.987)])
+    assert "a second; 1.5 GiB at most; the host waits 2 times; the GPU is busy 99 %" in said
 
 
 def test_a_table_is_at_most_100_columns(capsys):
