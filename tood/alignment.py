@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from tood.devices import pick
+
 ALIGNERS = ("none", "cls", "box", "both")
 
 
@@ -42,8 +44,8 @@ def aligned_boxes(boxes: Tensor, offsets: Tensor) -> Tensor:
 def sample_sides(maps: Tensor, offsets: Tensor) -> Tensor:
     """Bilinear sampling of maps [B, S, H, W] at each cell plus its own offset [B, 2 S, H, W] (dy, dx), in cells.
 
-    By gather, map by map: its backward adds within one row in a fixed order, so it repeats to the bit on the CPU, and on
-    CUDA in deterministic mode (deform_conv2d and grid_sample have no deterministic backward there).
+    Element by element, map by map: the gradient adds within one row in a fixed order, so it repeats to the bit on the CPU, and
+    on CUDA in deterministic mode (deform_conv2d and grid_sample have no deterministic backward there).
     """
     b, s, h, w = maps.shape
     shift_y, shift_x = offsets.view(b, s, 2, h, w).unbind(2)
@@ -62,6 +64,6 @@ def sample_sides(maps: Tensor, offsets: Tensor) -> Tensor:
     columns = [(column.clamp(0, w - 1), (column < 0) | (column >= w), weight) for column, weight in columns]
     for row, above_or_below, weight_y in rows:
         for column, beside, weight_x in columns:
-            tap = flat.gather(2, (row + column).long().flatten(2)).view_as(maps)
+            tap = pick(flat, (row + column).long().flatten(2)).view_as(maps)
             total = total + (weight_y * weight_x).masked_fill(above_or_below | beside, 0) * tap
     return total

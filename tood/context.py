@@ -6,7 +6,7 @@ B images, C channels, H x W cells of a level; the pyramid is [P3..P7].
 import torch
 from torch import Tensor, nn
 
-from tood.neck import enlarged
+from tood.neck import Halving, enlarged
 
 DOWNSAMPLING = ("conv", "avg", "max")
 
@@ -64,7 +64,7 @@ class DetailContext(nn.Module):
 
 
 def _downsampling(channels: int, kernel: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, channels, kernel, stride=2, padding=kernel // 2)
+    conv = Halving(channels, channels, kernel)
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)
     return conv

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tood.devices import any_order
+from tood.devices import any_order, known_to_host
 from tood.precision import full_precision
 
 SIDE = 3  # of the modules' kernels
@@ -91,7 +91,7 @@ def deformable_conv(
         exact = at_least_float32(x)
         offset, weight, bias, mask = (t if t is None else t.to(exact.dtype) for t in (offset, weight, bias, mask))
         places = offset.nan_to_num(nan=0.0)
-        if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        if not known_to_host(x) and torch.are_deterministic_algorithms_enabled():
             y = _Repeatable.apply(exact, places, weight, bias, mask, stride, padding)
         else:
             y = _kernel()(exact, places, weight, bias, stride, padding, mask=mask)
@@ -133,7 +133,7 @@ class _Repeatable(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, slope):
         x, offset, weight, bias, mask = ctx.saved_tensors
-        with any_order():
+        with any_order():  # the first gradient, which depends on it, is not used
             _, to_weight, to_offset, to_mask, to_bias = torch.ops.torchvision._deform_conv2d_backward(
                 slope,
                 x,

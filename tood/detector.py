@@ -10,6 +10,7 @@ from tood.data.batches import Batch, normalise
 from tood.data.targets import Targets
 from tood.head import DenseHead
 from tood.postprocess import detections, found_in_view, merged
+from tood.precision import full_precision
 from tood.predictions import Predictions
 from tood.priors import inside_image
 from tood.views import View, views_of, with_mirrored
@@ -53,13 +54,15 @@ class Detector(nn.Module):
         """Scalars {"loss_cls", "loss_box", ...} whose sum is to be minimised; `epoch` decides the objective's phase."""
         predictions = (self._compiled or self.dense)(images)
         memory = () if self.objective_memory is None else (self.objective_memory,)
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device.type):
             return self.objective.losses(predictions, targets, inside_image(predictions.priors, sizes), epoch, *memory)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, scales: Tensor) -> list[dict[str, Tensor]]:
         """Normalised images -> {"boxes", "scores", "labels"} an image, boxes in px of the original image."""
-        return detections(self.dense(images), sizes, scales, self.predict_config, self.objective.FUSION)
+        predictions = self.dense(images)
+        with full_precision(images.device.type):
+            return detections(predictions, sizes, scales, self.predict_config, self.objective.FUSION)
 
     @torch.no_grad()
     def detect_views(self, views: Sequence[View]) -> list[dict[str, Tensor]]:
@@ -67,8 +70,10 @@ class Detector(nn.Module):
         config, found = self.predict_config, []
         for view in with_mirrored(views, config.tta.flip):
             predictions = self.dense(normalise(view.images, view.sizes, self.backbone.pixels))
-            found.append(found_in_view(predictions, view.sizes, view.scales, config, self.objective.FUSION, view.mirrored))
-        return merged(found, len(views[0].sizes), config)
+            with full_precision(view.images.device.type):
+                found.append(found_in_view(predictions, view.sizes, view.scales, config, self.objective.FUSION, view.mirrored))
+        with full_precision(views[0].images.device.type):
+            return merged(found, len(views[0].sizes), config)
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], *, long_side: int = 1333, short_side: int = 800) -> list[dict[str, Tensor]]:

@@ -16,20 +16,38 @@ def known_to_host(values: Tensor) -> bool:
     return values.device.type == "cpu"
 
 
-def choose_kernels(*, same_bits: bool) -> None:
-    """For this process: kernels that give the same bits each time, without their costly fill of fresh memory; or the quickest."""
+def choose_kernels(*, same_bits: bool, shapes_recur: bool = True) -> None:
+    """For this process: kernels that give the same bits each time, without their costly fill of fresh memory; or the quickest.
+
+    shapes_recur: then it pays that cuDNN tries its kernels on each shape that is new.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # heeded from the first use of CUDA on
     torch.use_deterministic_algorithms(same_bits)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not same_bits
+    torch.backends.cudnn.benchmark = not same_bits and shapes_recur
 
 
 @contextmanager
 def any_order() -> Iterator[None]:
-    """Allow operations that torch's deterministic mode refuses; for those whose results do not depend on the order."""
+    """Allow what torch's deterministic mode refuses, or does at length; for what is used of it no order of additions matters."""
     mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if not mode:
+        yield
+        return
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """values [..., n] at index int64 [..., k], equal in all dimensions before: a gather whose gradient no host waits for.
+
+    In torch's deterministic mode the gradient of CUDA's gather sorts a table of all coordinates, for which older versions ask
+    the host; that of one dimension's elements sorts these alone.
+    """
+    if known_to_host(values):
+        return values.gather(-1, index)
+    rows = torch.arange(index[..., 0].numel(), device=index.device).view(*index.shape[:-1], 1)
+    return values.reshape(-1)[rows * values.shape[-1] + index]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tood.boxes import EPS, aligned_giou, aligned_iou
-from tood.devices import known_to_host
+from tood.devices import known_to_host, pick
 
 FLOOR = -100.0  # of a logarithm, as in torch's binary_cross_entropy
 NEAR_ONE = -0.6931472  # log 0.5
@@ -137,8 +137,8 @@ def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
     log_p = logits.log_softmax(-1)
     left = target.floor()
     right_share = target - left
-    below = log_p.gather(-1, left.long().unsqueeze(-1)).squeeze(-1)
-    above = log_p.gather(-1, left.long().unsqueeze(-1) + 1).squeeze(-1)
+    below = pick(log_p, left.long().unsqueeze(-1)).squeeze(-1)
+    above = pick(log_p, left.long().unsqueeze(-1) + 1).squeeze(-1)
     return -((1 - right_share) * below + right_share * above)
 
 

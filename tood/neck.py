@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,9 +31,9 @@ class FeaturePyramid(nn.Module):
         coarsest = in_channels[-1] if extra_from == "input" else channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
-        self.extra = nn.ModuleList(nn.Conv2d(c, channels, 3, stride=2, padding=1) for c in (coarsest, channels))
+        self.extra = nn.ModuleList(Halving(c, channels) for c in (coarsest, channels))
         if kind == "pafpn":
-            self.downsample = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in in_channels[1:])
+            self.downsample = nn.ModuleList(Halving(channels, channels) for _ in in_channels[1:])
             self.aggregate = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels[1:])
         self.kind = kind
         for conv in self.modules():
@@ -59,6 +60,23 @@ class FeaturePyramid(nn.Module):
         for downsample, level in zip(self.downsample, levels[1:], strict=True):
             sums.append(level + downsample(sums[-1]))
         return [sums[0], *(aggregate(level) for aggregate, level in zip(self.aggregate, sums[1:], strict=True))]
+
+
+class Halving(nn.Conv2d):
+    """A convolution of stride 2.
+
+    Of a map one cell wide oneDNN leaves a part of the bfloat16 gradient of the weights unwritten (torch 2.13 to 2.15): whatever
+    lay in memory would be learnt from. Such a map is small enough for float32.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel: int = 3):
+        super().__init__(in_channels, channels, kernel, stride=2, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and x.shape[-1] == 1:
+            with full_precision("cpu"):
+                return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
+        return super().forward(x)
 
 
 def enlarged(source: Tensor, like: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from tood.checkpoint import (
 )
 from tood.config import TrainConfig, hash_of
 from tood.data.coco import CocoData
+from tood.deformable import DeformableConv, ModulatedDeformableConv
 from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.early_stopping import Standing
@@ -35,6 +36,9 @@ from tood.errors import ConfigError, DataError
 from tood.evaluation import Figures
 from tood.optimisation import AveragedWeights, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from tood.recipe import Recipe
+from tood.refinement import StarConv
+
+DEFORMABLE = DeformableConv, ModulatedDeformableConv, StarConv
 
 
 @dataclass
@@ -94,19 +98,32 @@ def start(recipe: Recipe, config: dict, train_data: CocoData, val_data: CocoData
 
 
 def prepare(model: Detector, config: TrainConfig, device: torch.device) -> None:
-    """The model as it is to be trained: where, and in which of the fast settings."""
+    """The model as it is to be trained: where, and in which of the fast settings. Raises ConfigError where one cannot be had."""
+    if config.compile:
+        _check_compiling(model, config, device.type)
     model.to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.fold_norms:
         model.backbone.fold_norms()
     if config.compile:
-        if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-            raise ConfigError(
-                "train.compile: needs a C++ compiler on a CPU, and there is no g++; install one, or set compile=false"
-            )
         model.compile_dense()
     model.head.checkpointing = config.checkpointing
+
+
+def _check_compiling(model: Detector, config: TrainConfig, device_type: str) -> None:
+    """torch's compiler writes C++ for a CPU; for a GPU Triton does the work, which builds a little C to start its kernels."""
+    if device_type != "cpu" and config.deterministic and any(isinstance(part, DEFORMABLE) for part in model.modules()):
+        raise ConfigError(
+            "train.compile: on a GPU the gradient of deformable convolutions cannot both be compiled and have the same bits each "
+            "time; set deterministic=false or compile=false"
+        )
+    language, variable, names = ("C++", "CXX", ("g++", "clang++")) if device_type == "cpu" else ("C", "CC", ("gcc", "clang"))
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        raise ConfigError(
+            f"train.compile: needs a {language} compiler where it trains, and there is no {names[0]}; install one, "
+            "or set compile=false"
+        )
 
 
 def save(run: Run, folder: Path, figures: Figures | None = None, order: str = "") -> None:

@@ -82,7 +82,7 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(recipe.train.seed)
-    choose_kernels(same_bits=recipe.train.deterministic)
+    choose_kernels(same_bits=recipe.train.deterministic, shapes_recur=recipe.data.buckets > 0)
     train_data, val_data = read_data(recipe.data)
     loader = _train_loader(recipe, train_data, rank, world)
     fresh = recipe if resume is None else replace(recipe, init="none")  # the checkpoint brings its own weights

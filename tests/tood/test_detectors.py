@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from tood.config import PredictConfig, build
-from tood.data.batches import Batch
+from tood.data.batches import Batch, normalise
 from tood.data.targets import pad_targets
 from tood.detector import Detector
 from tood.detectors import DETECTORS, ModelConfig, build_detector
 from tood.errors import ConfigError
 from tood.objectives.atss import ATSS
 from tood.objectives.task_aligned import TaskAligned
+from tood.postprocess import detections
+from tood.views import View
 
 TINY = {"channels": 8, "groups": 2, "layers": 2, "backbone": {"depth": 18}, "neck": {"channels": 8}}
 
@@ -100,6 +102,22 @@ def test_autocast_and_channels_last_give_float32_losses_near_the_exact_ones():
     for name, value in rough.items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
+def test_autocast_ends_where_predictions_are_there():
+    """Boxes that vote are averaged by a product of matrices, which in bfloat16 would move them by whole pixels."""
+    predict = PredictConfig(score_threshold=0.0, score_voting=True)
+    detector = build_detector(build(ModelConfig, TINY), num_classes=3, predict=predict).eval()
+    batch = make_batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        images = normalise(batch.images, batch.sizes)
+        predictions = detector.dense(images)
+        view = View(batch.images, batch.sizes, batch.scales)
+        found = detector.detect(images, batch.sizes, batch.scales), detector.detect_views([view])
+    expected = detections(predictions, batch.sizes, batch.scales, predict, detector.objective.FUSION)
+    for way in found:
+        for one, other in zip(way, expected, strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
 
 
 @pytest.mark.parametrize(

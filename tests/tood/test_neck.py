@@ -87,3 +87,24 @@ def test_convolutions_start_xavier_uniform_with_zero_bias(name):
     assert conv.weight.abs().max() <= bound
     assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     assert not conv.bias.any()
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 4)], ids=["one cell", "one column"])
+def test_in_bfloat16_the_narrowest_maps_teach_what_they_teach_in_float32(size):
+    """oneDNN's own gradient of their weights is in part what lay in memory: here large numbers."""
+    neck = FeaturePyramid((4, 6, 8), 32)
+
+    def slopes(bf16: bool) -> list[torch.Tensor]:
+        neck.zero_grad(set_to_none=True)
+        left = [torch.full((32 * 32 * 9,), 1e30, dtype=torch.bfloat16) for _ in range(8)]
+        del left
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            levels = neck(features(*size))
+        assert {level.dtype for level in levels} == {torch.bfloat16 if bf16 else torch.float32}
+        sum(level.float().square().sum() for level in levels).backward()
+        return [conv.weight.grad for conv in neck.extra]
+
+    expected = slopes(bf16=False)
+    for _ in range(20):
+        for exact, rounded in zip(expected, slopes(bf16=True), strict=True):
+            assert (rounded - exact).abs().max() < 0.03 * exact.abs().max()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.tood.tiny_recipe import files, recipe, weights
+from tests.tood.tiny_recipe import MODEL, files, recipe, weights
 from tood import run_state, training
-from tood.config import to_dict
+from tood.config import build, to_dict
 from tood.data.coco import read_split
-from tood.detectors import build_detector
+from tood.detectors import ModelConfig, build_detector
 from tood.errors import CheckpointError, ConfigError
 from tood.inference import detect_all
 from tood.results import Detections
@@ -108,14 +108,15 @@ def test_checkpointing_changes_no_bit_and_folded_norms_hardly_any(data, folder, 
     assert 0.05 < peaks[0] <= peaks[-1] < 50
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_the_same_bits_are_asked_for_unless_told_otherwise(asked, data, folder):
-    """On a CPU both give the same; on a GPU the quickest kernels may not, and cuDNN looks for them."""
-    config = recipe(data, **({} if asked else {"deterministic": False}))
+@pytest.mark.parametrize(("deterministic", "buckets"), [(True, 1), (False, 1), (False, 0)])
+def test_the_same_bits_are_asked_for_unless_told_otherwise(deterministic, buckets, data, folder):
+    """On a CPU both give the same; on a GPU cuDNN then looks for the quickest kernels, where shapes of batches recur."""
+    config = recipe(data, **({} if deterministic else {"deterministic": False}))
+    config = replace(config, data=replace(config.data, buckets=buckets))
     modes = []
 
     def on_step(_report) -> None:
-        modes.append((torch.are_deterministic_algorithms_enabled(), not torch.backends.cudnn.benchmark))
+        modes.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
 
     before = torch.backends.cudnn.benchmark
     try:
@@ -123,7 +124,7 @@ def test_the_same_bits_are_asked_for_unless_told_otherwise(asked, data, folder):
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = before
-    assert set(modes) == {(asked, asked)}
+    assert set(modes) == {(deterministic, not deterministic and buckets > 0)}
 
 
 def test_compiling_compiles_once_a_shape_and_changes_no_bit_of_what_is_compiled(data, folder, monkeypatch):
@@ -147,9 +148,22 @@ def test_compiling_needs_few_shapes_and_a_compiler(data, folder, monkeypatch):
     config = recipe(data)
     config = replace(config, data=replace(config.data, buckets=1), train=replace(config.train, compile=True))
     monkeypatch.setattr(run_state.shutil, "which", lambda _name: None)
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match=r"train\.compile: needs a C\+\+ compiler"):
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ConfigError, match=r"train\.compile: needs a C\+\+ compiler .* there is no g\+\+"):
         train(config, folder / "run")
+    model = build_detector(config.model, 3, config.predict)
+    with pytest.raises(ConfigError, match=r"train\.compile: needs a C compiler .* there is no gcc"):  # Triton's
+        run_state.prepare(model, config.train, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("detector", ["ddod", "vfnet"])
+def test_compiled_deformable_convolutions_of_a_gpu_do_not_repeat(data, detector):
+    config = replace(recipe(data).train, compile=True)
+    model = build_detector(build(ModelConfig, {"detector": detector, **MODEL}), 3)
+    with pytest.raises(ConfigError, match=r"deformable.* set deterministic=false or compile=false"):
+        run_state.prepare(model, config, torch.device("cuda"))
+    run_state.prepare(model, config, torch.device("cpu"))
 
 
 RANK = """

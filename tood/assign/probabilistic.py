@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tood.assign.mixture import fit_two_gaussians
 from tood.assign.ownership import Assignment
+from tood.devices import any_order
 from tood.priors import Priors, of_levels
 
 
@@ -33,7 +34,8 @@ def split_by_loss(first: Assignment, losses: Tensor, priors: Priors, num_objects
     chosen = (rank < topk) & (group < nobody)
     column = torch.where(chosen, (group // levels) * slots + group % levels * topk + rank, num_objects * slots)
     anchor = torch.full((b, num_objects * slots + 1), -1, dtype=torch.int64, device=losses.device)
-    anchor.scatter_(1, column, order)
+    with any_order():  # no other column is written twice
+        anchor.scatter_(1, column, order)
     anchor = anchor[:, :-1].view(b, num_objects, slots)
     valid = anchor >= 0
     cost = losses.gather(1, anchor.clamp(min=0).flatten(1)).view_as(anchor).masked_fill(~valid, torch.inf)
@@ -47,7 +49,8 @@ def split_by_loss(first: Assignment, losses: Tensor, priors: Priors, num_objects
     stays = lower & (torch.arange(slots, device=losses.device) <= peak)
 
     kept = torch.zeros(b, n + 1, dtype=torch.bool, device=losses.device)
-    kept.scatter_(1, torch.where(stays, anchor, n).flatten(1), True)
+    with any_order():
+        kept.scatter_(1, torch.where(stays, anchor, n).flatten(1), True)
     kept = kept[:, :n]
     ones = kept.float()
     return Assignment(first.object.masked_fill(~kept, -1), first.iou * ones, ones, ones)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tood.assign.ownership import Assignment, smallest
 from tood.boxes import inside, pairwise_iou
+from tood.devices import any_order
 from tood.losses import binary_cross_entropy
 from tood.priors import Priors
 
@@ -65,7 +66,9 @@ def assign_soft_label(
         count = iou.masked_fill(~usable, 0.0).nan_to_num_(nan=0.0).topk(k, dim=-1).values.sum(-1).int().clamp(min=1)
         costs = cost.gather(2, points)
         wants = (torch.arange(k, device=boxes.device) < count.unsqueeze(-1)) & costs.isfinite()
-        wanted = torch.full_like(cost, torch.inf).scatter_(2, points, costs.masked_fill(~wants, torch.inf))
+        wanted = torch.full_like(cost, torch.inf)
+        with any_order():  # an object's points are different ones
+            wanted.scatter_(2, points, costs.masked_fill(~wants, torch.inf))
         least = wanted.amin(1, keepdim=True)
         first = (wanted == least).to(torch.uint8).argmax(1)
         better = least.squeeze(1) < best

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tood.boxes import aligned_iou, box_to_distance
-from tood.devices import known_to_host
+from tood.devices import known_to_host, pick
 from tood.losses import binary_cross_entropy, centerness, distribution_focal, giou_loss, negative_focal, positive_focal
 from tood.predictions import Distribution, Predictions
 
@@ -44,7 +44,8 @@ def class_losses(
     log_scores [B, N, K], labels int64 [B, N], positive bool [B, N]; `negative_loss(log_p)` runs over everything,
     `positive_loss(log_p of the label [B, N])` over priors alone: no [B, N, K] target is ever made.
     """
-    own = log_scores.gather(2, labels.unsqueeze(-1)).squeeze(-1)
+    by_class = log_scores.transpose(1, 2).flatten(1)  # [B, K N], as heads lay it out
+    own = pick(by_class, labels * labels.shape[1] + torch.arange(labels.shape[1], device=labels.device))
     everywhere = negative_loss(log_scores).sum(-1)
     return everywhere + torch.where(positive, positive_loss(own) - negative_loss(own), 0.0)
 
