@@ -6,7 +6,10 @@ import torch
 
 
 def full_precision(device_type: str) -> AbstractContextManager:
-    """No autocast inside. While a program is exported there is none to be undone, and ONNX has no name for the region."""
+    """No autocast inside; what a GPU's convolutions make of float32 is torch's default, TF32.
+
+    While a program is exported there is none to be undone, and ONNX has no name for the region.
+    """
     return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device_type, enabled=False)
 
 

@@ -41,6 +41,7 @@ def test_both_images_are_the_same_but_for_torch():
     cpu, gpu = ([*_steps(INFRA / "images" / f"{kind}.Dockerfile")] for kind in ("cpu", "gpu"))
     differ = [step for step in {*cpu} ^ {*gpu} if "torch" not in step and "NVIDIA" not in step and "TORCH" not in step]
     assert differ == []
+    assert any("apt-get install" in step and " g++ " in step for step in cpu)  # what train.compile asks for
 
 
 def test_an_image_is_given_nothing_but_what_it_is_built_from():
