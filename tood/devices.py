@@ -1,5 +1,6 @@
 """Where tensors lie and by which kernels they are computed, as far as it decides how; what is computed is the same."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,12 +43,12 @@ def any_order() -> Iterator[None]:
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
-    """values [..., n] at index int64 [..., k], equal in all dimensions before: a gather whose gradient no host waits for.
+    """values [..., n] at index int64 [..., k] of 0 .. n - 1, equal in all dimensions before: a gather.
 
-    In torch's deterministic mode the gradient of CUDA's gather sorts a table of all coordinates, for which older versions ask
-    the host; that of one dimension's elements sorts these alone.
+    No host waits for its gradient: in torch's deterministic mode that of CUDA's own gather builds and sorts a table of all
+    coordinates, for which it asks the host up to torch 2.13; that of an index into a flat tensor sorts the index alone.
     """
-    if known_to_host(values):
+    if known_to_host(values) or not torch.are_deterministic_algorithms_enabled():
         return values.gather(-1, index)
-    rows = torch.arange(index[..., 0].numel(), device=index.device).view(*index.shape[:-1], 1)
+    rows = torch.arange(math.prod(index.shape[:-1]), device=index.device).view(*index.shape[:-1], 1)
     return values.reshape(-1)[rows * values.shape[-1] + index]

@@ -36,8 +36,9 @@ def detect_all(
     if weights is not None:
         own = {name: t.detach().clone() for name, t in model.state_dict().items()}
         model.load_state_dict(weights)
-    was_training = model.training
+    was_training, searching = model.training, torch.backends.cudnn.benchmark
     model.eval()
+    torch.backends.cudnn.benchmark = False  # batches are as large as their images, and cuDNN would search anew for each size
     batch_size = max(1, recipe.train.batch_size // world // recipe.train.accumulate)
     found, scales = [], recipe.predict.tta.scales
     batches = iter(eval_loader(data, recipe.data, batch_size=batch_size, rank=rank, world=world, scales=scales))
@@ -50,6 +51,7 @@ def detect_all(
                     raise StoppedError("stopped as told, while evaluating")
     finally:
         model.train(was_training)
+        torch.backends.cudnn.benchmark = searching
         if own is not None:
             model.load_state_dict(own)
     mine = merge(found)

@@ -137,8 +137,7 @@ def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
     log_p = logits.log_softmax(-1)
     left = target.floor()
     right_share = target - left
-    below = pick(log_p, left.long().unsqueeze(-1)).squeeze(-1)
-    above = pick(log_p, left.long().unsqueeze(-1) + 1).squeeze(-1)
+    below, above = pick(log_p, left.long().unsqueeze(-1) + torch.arange(2, device=target.device)).unbind(-1)
     return -((1 - right_share) * below + right_share * above)
 
 

@@ -73,6 +73,7 @@ class Halving(nn.Conv2d):
         super().__init__(in_channels, channels, kernel, stride=2, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        # sizes are asked last: a program exported for all of them, without autocast, is not to depend on one
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and x.shape[-1] == 1:
             with full_precision("cpu"):
                 return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))

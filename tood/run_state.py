@@ -6,6 +6,7 @@ Ranks differ in nothing that a checkpoint would have to keep for each: no random
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,10 @@ def _check_compiling(model: Detector, config: TrainConfig, device_type: str) -> 
             "train.compile: on a GPU the gradient of deformable convolutions cannot both be compiled and have the same bits each "
             "time; set deterministic=false or compile=false"
         )
-    language, variable, names = ("C++", "CXX", ("g++", "clang++")) if device_type == "cpu" else ("C", "CC", ("gcc", "clang"))
+    if device_type == "cpu":
+        language, variable, names = "C++", "CXX", ("clang++" if sys.platform == "darwin" else "g++",)
+    else:
+        language, variable, names = "C", "CC", ("gcc", "clang")
     if not os.environ.get(variable) and not any(map(shutil.which, names)):
         raise ConfigError(
             f"train.compile: needs a {language} compiler where it trains, and there is no {names[0]}; install one, "

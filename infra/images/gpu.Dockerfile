@@ -17,8 +17,8 @@ COPY experiments experiments
 RUN pip install --no-deps --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm
-# KubeRay's probes of a Ray node call wget, `ray up` copies by rsync; train.compile builds a little C++. Debian keeps one version of
-# each at a time.
+# KubeRay's probes of a Ray node call wget, `ray up` copies by rsync; train.compile builds C++, for a GPU a little C. Debian keeps
+# one version of each at a time.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ rsync wget \

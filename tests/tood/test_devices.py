@@ -191,9 +191,9 @@ class Calls(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-# What torch's deterministic mode refuses on CUDA, by torch.use_deterministic_algorithms' own list (cumsum only of floats), and
-# what it does there by a table of all coordinates, for which it waited for the host up to torch 2.13: any kind of scatter, of
-# which one is the gradient of gather.
+# Of what torch's deterministic mode refuses on CUDA, by torch.use_deterministic_algorithms' own list, that which a detector might
+# come to use; and what it does there by a table of all coordinates, for which it waited for the host up to torch 2.13: any kind
+# of scatter, of which one is the gradient of gather.
 REFUSED = {
     *("aten::avg_pool3d_backward", "aten::max_pool3d_with_indices_backward", "aten::adaptive_max_pool2d_backward"),
     *("aten::_adaptive_avg_pool2d_backward", "aten::_adaptive_avg_pool3d_backward"),
@@ -206,7 +206,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_no_part_of_a_step_is_refused_where_bits_are_to_be_the_same(detector, as_on_accelerator):
+def test_no_part_of_losses_gradients_and_detections_is_refused_where_bits_are_to_be_the_same(detector, as_on_accelerator):
     as_on_accelerator()
     torch.manual_seed(0)
     model = build_detector(build(ModelConfig, {"detector": detector, **SLIM}), CLASSES).train()
@@ -238,9 +238,15 @@ def test_picking_is_gathering(shape, as_on_accelerator):
     index = torch.randint(7, (*shape[:-1], 11))  # some twice
     slope = torch.randn(index.shape, dtype=torch.float64)
     found = []
-    for way in (lambda v: pick(v, index), lambda v: v.gather(-1, index)):
-        leaf = values.clone().requires_grad_()
-        picked = way(leaf)
-        picked.backward(slope)
-        found.append((picked, leaf.grad))
-    torch.testing.assert_close(*found)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for way in (lambda v: pick(v, index), lambda v: v.gather(-1, index)):
+            leaf = values.clone().requires_grad_()
+            with Calls() as calls:
+                picked = way(leaf)
+                picked.backward(slope)
+            found.append((picked, leaf.grad, ("aten::gather", True) in calls.seen))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [gathers for *_, gathers in found] == [False, True]
+    torch.testing.assert_close(found[0][:2], found[1][:2])

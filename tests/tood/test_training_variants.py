@@ -16,6 +16,7 @@ from tests.tood.tiny_recipe import MODEL, files, recipe, weights
 from tood import run_state, training
 from tood.config import build, to_dict
 from tood.data.coco import read_split
+from tood.detector import Detector
 from tood.detectors import ModelConfig, build_detector
 from tood.errors import CheckpointError, ConfigError
 from tood.inference import detect_all
@@ -109,8 +110,8 @@ def test_checkpointing_changes_no_bit_and_folded_norms_hardly_any(data, folder, 
 
 
 @pytest.mark.parametrize(("deterministic", "buckets"), [(True, 1), (False, 1), (False, 0)])
-def test_the_same_bits_are_asked_for_unless_told_otherwise(deterministic, buckets, data, folder):
-    """On a CPU both give the same; on a GPU cuDNN then looks for the quickest kernels, where shapes of batches recur."""
+def test_the_same_bits_are_asked_for_unless_told_otherwise(deterministic, buckets, data, folder, monkeypatch):
+    """Else cuDNN looks for the quickest kernels, where shapes of batches recur; not while it evaluates, where they do not."""
     config = recipe(data, **({} if deterministic else {"deterministic": False}))
     config = replace(config, data=replace(config.data, buckets=buckets))
     modes = []
@@ -118,13 +119,18 @@ def test_the_same_bits_are_asked_for_unless_told_otherwise(deterministic, bucket
     def on_step(_report) -> None:
         modes.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
 
-    before = torch.backends.cudnn.benchmark
+    before, evaluating = torch.backends.cudnn.benchmark, []
+    detect = Detector.detect_views
+    monkeypatch.setattr(
+        Detector, "detect_views", lambda *views: evaluating.append(torch.backends.cudnn.benchmark) or detect(*views)
+    )
     try:
-        train(config, folder / "run", stop_after=1, on_step=on_step)
+        train(config, folder / "run", stop_after=2, on_step=on_step)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = before
     assert set(modes) == {(deterministic, not deterministic and buckets > 0)}
+    assert set(evaluating) == {False}
 
 
 def test_compiling_compiles_once_a_shape_and_changes_no_bit_of_what_is_compiled(data, folder, monkeypatch):

@@ -34,7 +34,7 @@ def split_by_loss(first: Assignment, losses: Tensor, priors: Priors, num_objects
     chosen = (rank < topk) & (group < nobody)
     column = torch.where(chosen, (group // levels) * slots + group % levels * topk + rank, num_objects * slots)
     anchor = torch.full((b, num_objects * slots + 1), -1, dtype=torch.int64, device=losses.device)
-    with any_order():  # no other column is written twice
+    with any_order():  # only the last column is written twice
         anchor.scatter_(1, column, order)
     anchor = anchor[:, :-1].view(b, num_objects, slots)
     valid = anchor >= 0
@@ -49,7 +49,7 @@ def split_by_loss(first: Assignment, losses: Tensor, priors: Priors, num_objects
     stays = lower & (torch.arange(slots, device=losses.device) <= peak)
 
     kept = torch.zeros(b, n + 1, dtype=torch.bool, device=losses.device)
-    with any_order():
+    with any_order():  # all write the same
         kept.scatter_(1, torch.where(stays, anchor, n).flatten(1), True)
     kept = kept[:, :n]
     ones = kept.float()

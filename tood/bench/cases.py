@@ -92,8 +92,9 @@ def steps(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         settle=1,
     )
     if device.type == "cuda" or sizes is QUICK:
+        yield _steps_of_a_gpu(sizes, device)
         with alone(device):
-            yield _steps_of_a_gpu(sizes, device)
+            yield _steps_of_a_rank(sizes, device)
 
 
 def _steps_of_a_gpu(sizes: Sizes, device: torch.device) -> Group:
@@ -101,17 +102,16 @@ def _steps_of_a_gpu(sizes: Sizes, device: torch.device) -> Group:
     images, height, width = sizes.train
     batch, config = drawn_batch(images, height, width, 20, device), TrainConfig(precision="bf16")
 
-    def stepping(compiled: bool = False, shared: bool = False) -> Operation:
+    def stepping(compiled: bool = False) -> Operation:
         model = _detector(sizes, device).to(memory_format=torch.channels_last)
         if compiled:
             model.compile_dense()
-        return step(share_gradients(model) if shared else model, make_optimizer(model, config), batch, config, LAST)
+        return step(model, make_optimizer(model, config), batch, config, LAST)
 
     eager = stepping()
     cases = [
         Case("bf16, channels last", by_kernels(eager, same_bits=True)),
         Case("  bits may differ", by_kernels(eager, same_bits=False)),
-        Case("  in DDP, a world of 1", by_kernels(stepping(shared=True), same_bits=True)),
     ]
     if device.type == "cuda":  # on a CPU that takes minutes
         compiled = stepping(compiled=True)
@@ -119,6 +119,18 @@ def _steps_of_a_gpu(sizes: Sizes, device: torch.device) -> Group:
         cases.append(Case("  compiled, bits may differ", by_kernels(compiled, same_bits=False)))
     work = f"an image of {images} of {height}x{width}, 20 objects each, TOOD R-{sizes.depth}"
     return Group("step", work, [case._replace(units=images) for case in cases], warm_ups=3)
+
+
+def _steps_of_a_rank(sizes: Sizes, device: torch.device) -> Group:
+    """What DDP costs where there is nobody to share with: its copies and calls."""
+    images, height, width = sizes.train
+    batch, config = drawn_batch(images, height, width, 20, device), TrainConfig(precision="bf16")
+    cases = []
+    for name, wrap in (("in a world of 1", lambda model: model), ("  in DDP", share_gradients)):
+        model = _detector(sizes, device).to(memory_format=torch.channels_last)
+        operation = step(wrap(model), make_optimizer(model, config), batch, config, LAST)
+        cases.append(Case(name, by_kernels(operation, same_bits=True), units=images))
+    return Group("step", f"an image of {images} of {height}x{width}, as above, in bf16, channels last", cases, warm_ups=3)
 
 
 def assignments(sizes: Sizes, device: torch.device) -> Iterator[Group]:

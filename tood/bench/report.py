@@ -36,9 +36,9 @@ class Row(NamedTuple):
     first: str  # the group's first case, and how many times as fast as it this one is: the median over rounds
     faster: float
     peer: float | None
-    gpu_memory: float | None = None  # GiB, at most
+    gpu_memory: float | None = None  # GiB, at most, beside what was held before the call: weights, the optimizer's state
     gpu_waits: int | None = None  # of the host for the device in a call, as far as torch notices
-    gpu_busy: float | None = None  # share of the median time in which the GPU computes or copies
+    gpu_busy: float | None = None  # what kernels and copies take, summed over streams, over the median time; at most 1
 
 
 def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
@@ -64,8 +64,9 @@ def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
 
 
 def watched(operation: Operation) -> tuple[float, int, float]:
-    """Of more calls on a GPU: GiB of its memory at most, how often the host waited for the device, seconds that it was at work."""
+    """Of more calls on a GPU: GiB that they take at most, how often the host waited for the device, seconds that it was at work."""
     torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -74,7 +75,10 @@ def watched(operation: Operation) -> tuple[float, int, float]:
             operation()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    memory, waits = torch.cuda.max_memory_allocated() / 2**30, sum("called a synchronizing" in str(each.message) for each in said)
+    memory, waits = (
+        (torch.cuda.max_memory_allocated() - held) / 2**30,
+        sum("called a synchronizing" in str(each.message) for each in said),
+    )
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         operation()
     return memory, waits, sum(event.self_device_time_total for event in found.key_averages() if _on_device(event)) / 1e6
@@ -123,8 +127,8 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(f"  {row.case:<26}{times}{row.calls:>6}{row.references:>9.3g}{row.faster:>9.2f}x{peer:>10}".rstrip())
         if row.gpu_memory is not None:
             lines.append(
-                f"    {1 / row.seconds:.1f} a second; {row.gpu_memory:.1f} GiB at most; the host waits {row.gpu_waits} times; "
-                f"the GPU is busy {100 * row.gpu_busy:.0f} %"
+                f"    {1 / row.seconds:.1f} a second; {row.gpu_memory:.1f} GiB beside weights; "
+                f"the host waits {row.gpu_waits} times; the GPU is busy {100 * row.gpu_busy:.0f} %"
             )
     return "\n".join(lines)
 

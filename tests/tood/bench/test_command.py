@@ -44,8 +44,10 @@ def test_a_group_is_timed_in_turn_and_compared_with_its_first_case():
 
 def test_the_step_is_timed_in_a_group_of_ranks_too_which_ends_with_it():
     groups = cases.steps(cases.QUICK, CPU)
-    next(groups)
-    shared = {case.name.strip(): case.operation for case in next(groups).cases}["in DDP, a world of 1"]
+    for _ in range(2):
+        next(groups)
+        assert not dist.is_initialized()
+    shared = {case.name.strip(): case.operation for case in next(groups).cases}["in DDP"]
     assert (dist.get_world_size(), dist.get_backend()) == (1, "gloo")
     called = []
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +79,8 @@ def test_of_a_call_on_a_gpu_its_memory_and_its_waits_are_told(monkeypatch):
         "synchronize": lambda: None,
         "reset_peak_memory_stats": lambda: None,
         "set_sync_debug_mode": modes.append,
-        "max_memory_allocated": lambda: 3 * 2**29,
+        "memory_allocated": lambda: 2**30,
+        "max_memory_allocated": lambda: 5 * 2**29,
     }
     for name, play in played.items():
         monkeypatch.setattr(torch.cuda, name, play)
@@ -93,7 +96,10 @@ def test_of_a_call_on_a_gpu_its_memory_and_its_waits_are_told(monkeypatch):
     ]
     monkeypatch.setattr(report, "profile", lambda activities: nullcontext(SimpleNamespace(key_averages=lambda: events)))
 
+    calls = []
+
     def operation() -> None:
+        calls.append(modes[-1])
         if modes[-1] != "warn":
             return
         for _ in range(2):
@@ -101,10 +107,10 @@ def test_of_a_call_on_a_gpu_its_memory_and_its_waits_are_told(monkeypatch):
         warnings.warn("something else", stacklevel=1)
 
     assert watched(operation) == (1.5, 2, pytest.approx(0.3))
-    assert modes == ["warn", "default"]
+    assert modes == calls == ["warn", "default"]
     row = measure(cases.Group("g", "", [cases.Case("a", lambda: None)], 0, 1), CPU, 0)[0]
     said = table([row._replace(gpu_memory=1.5, gpu_waits=2, gpu_busy=0.987)])
-    assert "a second; 1.5 GiB at most; the host waits 2 times; the GPU is busy 99 %" in said
+    assert "a second; 1.5 GiB beside weights; the host waits 2 times; the GPU is busy 99 %" in said
 
 
 def test_a_table_is_at_most_100_columns(capsys):
