@@ -45,7 +45,7 @@ class AsItCame(torch.autograd.Function):
             scale = torch.rsqrt(variance.mean(2, keepdim=True) + eps)  # 1 / sigma
             factor = weight.view(groups, -1) * scale  # [B, G, c]
             ctx.save_for_backward(x, weight, mean, scale)
-            return _weighed_sum(x, factor, torch.addcmul(bias.view(groups, -1), mean, factor, value=-1), torch.empty_like(x))
+            return _weighed_sum(x, factor, torch.addcmul(bias.view(groups, -1), mean, factor, value=-1))
 
     @staticmethod
     @once_differentiable
@@ -61,15 +61,15 @@ class AsItCame(torch.autograd.Function):
             values = x[0, 0].numel() * weight.shape[1]
             even = (weight * sums).sum(2, keepdim=True) / values
             along = (weight * products).sum(2, keepdim=True) / values * scale
-            dx = _weighed_sum(x, -along * scale, (along * mean - even) * scale, torch.empty_like(x))
+            dx = _weighed_sum(x, -along * scale, (along * mean - even) * scale)
             dx = torch.addcmul(dx, dy, _of_channels(weight * scale), out=dx)
             return dx, products.sum(0).flatten(), sums.sum(0).flatten(), None, None
 
 
-def _weighed_sum(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
-    """factor x + offset, computed in float32, written to `out` in its own precision."""
+def _weighed_sum(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """factor x + offset, computed in float32, written in x's precision and as it lies."""
     factor, offset = (_of_channels(value.expand(-1, -1, x.shape[1] // value.shape[1])) for value in (factor, offset))
-    return torch.addcmul(offset, x, factor, out=out)
+    return torch.addcmul(offset, x, factor, out=torch.empty_like(x))
 
 
 def _of_channels(values: Tensor) -> Tensor:
