@@ -63,7 +63,7 @@ def analyse(
 ) -> Analysis:
     """Analyse a detector on a data set with its classes; on_batch(images done, images in all) tells how far it is."""
     objects, found = run(detector, data, recipe, on_batch)
-    truth = read_truth(data.annotations)
+    truth = read_truth(data.annotations, data.dropped_ids)
     known, crowds = objects_of(truth)
     counted = found_of(truth, found, crowds)
     matches = match(counted, known)

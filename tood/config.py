@@ -19,7 +19,9 @@ from typing import Any, Literal, Union
 from tood.errors import ConfigError
 
 
-def bounded(default: float, low: float = -math.inf, high: float = math.inf, *, identity: bool = True, later: bool = False) -> Any:
+def bounded(
+    default: float | None, low: float = -math.inf, high: float = math.inf, *, identity: bool = True, later: bool = False
+) -> Any:
     """A number field restricted to [low, high]."""
     return field(default=default, metadata={"low": low, "high": high, "identity": identity, "later": later})
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tood.config import PredictConfig
 from tood.data.batches import Batch, normalise
 from tood.data.targets import Targets
+from tood.given_images import listed, pixels_of
 from tood.head import DenseHead
 from tood.postprocess import detections, found_in_view, merged
 from tood.precision import full_precision
@@ -77,11 +78,16 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], *, long_side: int = 1333, short_side: int = 800) -> list[dict[str, Tensor]]:
-        """RGB images [3, H, W], uint8 or float in [0, 1], of any sizes -> detections as torchvision's detectors give them."""
+        """RGB images [3, H, W], uint8 or float in [0, 1], of any sizes -> detections as torchvision's detectors give them.
+
+        Raises DataError for anything else.
+        """
+        pixels = pixels_of(listed(images))
+        if not pixels:
+            return []
         was_training, device = self.training, next(self.parameters()).device
         self.eval()
         try:
-            pixels = [i if i.dtype == torch.uint8 else (i * 255).round().clamp(0, 255).to(torch.uint8) for i in images]
             sides = {"long_side": long_side, "short_side": short_side}
             return self.detect_views(views_of(pixels, **sides, scales=self.predict_config.tta.scales, device=device))
         finally:

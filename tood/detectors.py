@@ -11,7 +11,8 @@ one_to_one  false | true                              a second predictor for det
 objective   task_aligned | atss | fcos | ...          who learns what: assigner, losses, phases
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tood.alignment import ALIGNERS
@@ -195,6 +196,29 @@ def _contradictions(c: ModelConfig):
         yield f"one_to_one: objective={objective.name} has no one-to-one matching; set objective.name=task_aligned or false"
     if c.box == "distribution" and objective.name in ("paa", "vfnet", "ddod"):
         yield f"box: objective={objective.name} does not train distributions; set box=delta or distance"
+    if c.context in ("dpe", "both") and not c.dpe_lower and not c.dpe_upper:
+        without = "none" if c.context == "dpe" else "sce"
+        yield f"context: {c.context!r} looks at no other level with dpe_lower=false dpe_upper=0; set one, or context={without}"
+
+
+def idle_choices(c: ModelConfig) -> Iterator[str]:
+    """Of choices about a part that is not there, which would change nothing but the configuration's hash, what to do.
+
+    Not refused by `check`: what was trained with one is as good as any other.
+    """
+    switches = [
+        (c.box != "distribution", f"box={c.box}", ("bins", "bin_width")),
+        (c.context not in ("sce", "both"), f"context={c.context}", ("sce_down", "sce_kernel", "sce_upper")),
+        (c.context not in ("dpe", "both"), f"context={c.context}", ("dpe_lower", "dpe_upper")),
+        (c.quality == "none", "quality=none", ("quality_from",)),
+        (not c.groups, "groups=0, whose convolutions always have a bias", ("conv_bias",)),
+    ]
+    row, plain = DETECTORS[c.detector], {field.name: field.default for field in fields(c)}
+    for off, switch, keys in switches:
+        for key in keys if off else ():
+            chosen = getattr(c, key)
+            if chosen not in (plain[key], row.get(key)):  # what a row brings may outlive the part that it is about
+                yield f"{key}: {chosen!r} has no effect on {switch}; leave {key} out"
 
 
 def build_detector(config: ModelConfig, num_classes: int, predict: PredictConfig | None = None) -> Detector:

@@ -29,6 +29,19 @@ def choose_kernels(*, same_bits: bool, shapes_recur: bool = True) -> None:
 
 
 @contextmanager
+def kernels(*, same_bits: bool, shapes_recur: bool = True) -> Iterator[None]:
+    """`choose_kernels` for a while."""
+    mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    choose_kernels(same_bits=same_bits, shapes_recur=shapes_recur)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
 def any_order() -> Iterator[None]:
     """Allow what torch's deterministic mode refuses, or does at length; for what is used of it no order of additions matters."""
     mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

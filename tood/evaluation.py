@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import io
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,11 +67,12 @@ class Truth(NamedTuple):
 # -- annotations -----------------------------------------------------------------------------------------------------
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path, without: Collection[int] = frozenset()) -> Truth:
     """Read and check a COCO annotations file. Raises DataError that lists every problem with image and annotation id.
 
     Missing `iscrowd` and `area` mean 0 and width * height. Annotations are numbered anew from 1: pycocotools takes an
-    object with id 0 for never found.
+    object with id 0 for never found. `without`: ids of annotations that do not count and are not checked, those that
+    reading the split dropped (`CocoData.dropped_ids`): nobody is to find what training does not know.
     """
     data = read_json(path)
     parts = ("images", "categories", "annotations")
@@ -83,7 +85,8 @@ def read_truth(path: Path) -> Truth:
         problems = [f"category names are not unique: {', '.join(names.values())}"]
     image_rank = {image_id: rank for rank, image_id in enumerate(sorted(image["id"] for image in data["images"]), 1)}
     category_rank = {category_id: rank for rank, category_id in enumerate(names, 1)}
-    for a in data["annotations"]:
+    objects = [a for a in data["annotations"] if a["id"] not in without]
+    for a in objects:
         problems += _annotation_problems(a, image_rank, category_rank)
     raise_all(path, problems)
     annotations = [
@@ -95,7 +98,7 @@ def read_truth(path: Path) -> Truth:
             "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
             "iscrowd": int(a.get("iscrowd", 0)),
         }
-        for number, a in enumerate(data["annotations"], 1)
+        for number, a in enumerate(objects, 1)
     ]
     ids = (np.array(list(ranks), dtype=np.int64) for ranks in (image_rank, category_rank))
     return Truth(Path(path), *ids, tuple(names.values()), annotations)

@@ -1,6 +1,5 @@
 """What a training run says of itself while it runs."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,8 @@ class StepReport:
     def line(self, epochs: int) -> str:
         m = self.metrics
         done = self.step - self.epoch * self.steps_per_epoch
-        left = time.strftime("%H:%M:%S", time.gmtime(self.seconds_left))
+        minutes, seconds = divmod(int(self.seconds_left), 60)
+        left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"  # hours go on past a day: a clock's would start anew
         memory = f" mem {m['perf/gpu_memory_gb']:.1f}G" if "perf/gpu_memory_gb" in m else ""
         losses = " ".join(f"{k.removeprefix('train/loss_')} {v:.4f}" for k, v in m.items() if k.startswith("train/loss_"))
         return (

@@ -20,9 +20,12 @@ def place() -> tuple[int, int]:
 def share_gradients(model: nn.Module) -> nn.Module:
     """The model to be called in its place: gradients become the ranks' mean, and are views of what was sent, not copies.
 
-    No static graph is promised: which losses there are changes where a warm-up ends.
+    No static graph is promised: which losses there are changes where a warm-up ends. Rank 0's buffers are sent around before
+    each step only where a step reads one, the objective's memory: BatchNorm's statistics are constant or not read in training.
     """
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    shared.broadcast_buffers = getattr(model, "objective_memory", None) is not None  # the argument's name is another in new torch
+    return shared
 
 
 @contextmanager
@@ -40,7 +43,7 @@ def alone(device: torch.device) -> Iterator[None]:
 
 
 def share_statistics(model: nn.Module, averaged: dict[str, Tensor] | None) -> None:
-    """Rank 0's BatchNorm statistics for all ranks: DDP shares them before a forward pass, not after the last of an epoch.
+    """Rank 0's BatchNorm statistics for all ranks, whose own they were in training.
 
     averaged: the averaged state, where averaging is on.
     """

@@ -1,7 +1,7 @@
 """The state of a training run: how it starts, what a checkpoint keeps of it, how it goes on from one to the bit.
 
 Ranks differ in nothing that a checkpoint would have to keep for each: no random number is drawn in training but by sample
-(seed, epoch, image), weights are equal, and DDP gives all ranks rank 0's BatchNorm statistics before each forward pass.
+(seed, epoch, image), weights are equal, and of BatchNorm's statistics rank 0's alone count, which no other rank's training reads.
 """
 
 import os

@@ -1,6 +1,7 @@
 """A trained model ready for use, as whoever knows torchvision's detectors expects it. Needs torch and torchvision alone."""
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tood.detector import Detector
 from tood.detectors import build_detector
 from tood.errors import CheckpointError, ConfigError
 from tood.finetune import require_fit
+from tood.given_images import listed, pixels_of
 from tood.recipe import Recipe, recipe_of
 
 
@@ -27,13 +29,13 @@ class TrainedDetector:
         """RGB images [3, H, W], uint8 or float in [0, 1], or image files -> an image each {"boxes", "scores", "labels"}.
 
         boxes [D, 4] are xyxy in pixels of the image, scores [D] descend, labels [D] index `names`; on the CPU. Images are
-        resized as in training. threshold: lowest score. Raises DataError for files that cannot be decoded.
+        resized as in training. threshold: lowest score. Raises DataError for anything else, and for files that cannot be decoded.
         """
         sides = {"long_side": self.recipe.data.long_side, "short_side": self.recipe.data.short_side}
         found = []
-        for image in images:  # one by one: each with the padding of its own size, and little memory
-            pixels = image if isinstance(image, Tensor) else decode(Path(image))
-            (result,) = self.detector.predict([pixels], **sides)
+        for place, image in enumerate(listed(images)):  # one by one: each with the padding of its own size, and little memory
+            pixels = pixels_of([decode(Path(image)) if isinstance(image, str | PathLike) else image], first=place)
+            (result,) = self.detector.predict(pixels, **sides)
             keep = result["scores"] >= threshold
             found.append({key: value[keep].cpu() for key, value in result.items()})
         return found

@@ -25,7 +25,7 @@ from tood.data.loaders import TrainLoader, learnable
 from tood.devices import choose_kernels
 from tood.early_stopping import after_epoch, reason
 from tood.errors import ConfigError, DataError, DivergedError, StoppedError, ToodError
-from tood.evaluation import coco_figures
+from tood.evaluation import coco_figures, read_truth
 from tood.finetune import LoadReport
 from tood.inference import detect_all
 from tood.interruption import COLLECTIVE_SECONDS, Agreement, Ask, sigterm_heeded
@@ -135,7 +135,7 @@ def train(
                 except StoppedError:
                     checkpoint_within(stops=True, in_step=False)
                 if rank == 0:
-                    figures = coco_figures(val_data.annotations, found)
+                    figures = coco_figures(read_truth(val_data.annotations, val_data.dropped_ids), found)
                     metrics = val_metrics(figures)
                 if run.standing is not None:
                     figure = share_figure(metrics.get(metric), device)

@@ -128,6 +128,17 @@ def test_confidence_is_what_detections_are_ranked_by(tiny, row):
         assert confidence(detector, predictions).max().exp().item() == pytest.approx(surest, rel=1e-5)
 
 
+def test_what_reading_dropped_is_nothing_to_be_found(tiny, tmp_path):
+    detector, data, recipe = tiny
+    content = json.loads(data.annotations.read_text())
+    boxes = [[], [5, 5, 0, 10], [200, 200, 10, 10]]
+    bad = [content["annotations"][0] | {"id": 2000 + i, "bbox": box} for i, box in enumerate(boxes)]
+    file = tmp_path / "val.json"
+    file.write_text(json.dumps(content | {"annotations": bad + content["annotations"]}))
+    other = read_coco(file, data.images[0].path.parent, invalid_boxes="drop")
+    assert figures_of(analyse(detector, other, recipe)) == figures_of(analyse(detector, data, recipe))
+
+
 def test_batches_do_not_change_a_figure_and_the_detector_is_left_as_it_was(tiny):
     detector, data, recipe = tiny
     detector.train()

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tood.assign.soft_label import assign_soft_label
+from tood.assign import soft_label
+from tood.assign.soft_label import assign_soft_label, class_cost, cost_of_no_object
 from tood.priors import make_priors
 
 PRIORS = make_priors(((6, 6), (3, 3), (2, 2), (1, 1), (1, 1)), torch.device("cpu"))
@@ -28,11 +29,14 @@ def slow_soft_label(scores, boxes, objects, labels, points, topk, iou_weight):
         return min(x - x1, y - y1, x2 - x, y2 - y) > 0
 
     def cost(g, p):
-        s, u = scores[p][labels[g]], iou_of(objects[g], boxes[p])
-        cross_entropy = -(u * math.log(s) + (1 - u) * math.log(1 - s))
+        u, of_classes = iou_of(objects[g], boxes[p]), 0.0
+        for k, s in enumerate(scores[p]):
+            target = u if k == labels[g] else 0.0
+            cross_entropy = -(target * math.log(s) + (1 - target) * math.log(1 - s))
+            of_classes += (target - s) ** 2 * cross_entropy
         x, y = (objects[g][0] + objects[g][2]) / 2, (objects[g][1] + objects[g][3]) / 2
         distance = math.dist(CENTRES[p], (x, y)) / STRIDES[p]
-        return (u - s) ** 2 * cross_entropy - iou_weight * math.log(u + 1e-7) + 10 ** (distance - 3)
+        return of_classes - iou_weight * math.log(u + 1e-7) + 10 ** (distance - 3)
 
     usable = [p for p in points if any(is_inside(p, box) for box in objects)]
     wanted_by = {}
@@ -105,3 +109,42 @@ def test_a_box_that_is_no_number_harms_no_other_point():
     found = run(scores, boxes, objects, labels)
     assert torch.equal(found.object, plain.object)
     assert torch.isfinite(found.iou).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 1 << 22])
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_the_class_cost_is_mmdetections(chunk, spread, monkeypatch):
+    """DynamicSoftLabelAssigner's own lines, in float64: the other classes of a point count as scores that should be 0."""
+    monkeypatch.setattr(soft_label, "CHUNK", chunk)
+    r = torch.Generator().manual_seed(3)
+    logits, iou = spread * torch.randn(2, 80, 37, generator=r) - 2, torch.rand(2, 5, 37, generator=r)
+    labels = torch.randint(80, (2, 5), generator=r)
+    log_scores = torch.nn.functional.logsigmoid(logits).transpose(1, 2)  # in memory as the head makes them
+    log_s = log_scores.transpose(1, 2).gather(1, labels.unsqueeze(2).expand(-1, -1, 37))
+    found = class_cost(log_s, iou, cost_of_no_object(log_scores))
+
+    pred_scores = logits.double().transpose(1, 2).unsqueeze(1).expand(-1, 5, -1, -1)  # [B, G, N, K]
+    target = torch.nn.functional.one_hot(labels, 80).double().unsqueeze(2) * iou.unsqueeze(3)
+    scale_factor = target - pred_scores.sigmoid()
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(pred_scores, target, reduction="none")
+    expected = (losses * scale_factor.abs().pow(2.0)).sum(dim=-1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_points_with_the_same_scores_cost_the_same_to_the_bit_wherever_they_lie():
+    for k in (3, 7, 80):
+        row = torch.rand(k, generator=torch.Generator().manual_seed(k)).log()
+        costs = cost_of_no_object(row[None, :, None].expand(2, k, 131).contiguous().transpose(1, 2))
+        assert len(costs.unique()) == 1
+
+
+def test_a_point_that_says_another_class_is_not_taken():
+    """Two points lie alike and say the object's class alike; one is as sure of another class, and loses though it is first."""
+    object_box, labels = torch.tensor([[-2.0, -2, 42, 42]]), torch.tensor([1])
+    boxes = object_box.expand(N, 4) * 0.2  # so that one point is all that the object takes
+    scores = torch.full((N, K), 0.5)
+    first = run(scores, boxes, object_box, labels).object[0].argmax().item()
+    scores[first, 2] = 0.9
+    again = run(scores, boxes, object_box, labels).object[0]
+    assert (again >= 0).sum() == 1
+    assert again[first] == -1

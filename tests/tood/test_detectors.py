@@ -7,7 +7,7 @@ from tood.config import PredictConfig, build
 from tood.data.batches import Batch, normalise
 from tood.data.targets import pad_targets
 from tood.detector import Detector
-from tood.detectors import DETECTORS, ModelConfig, build_detector
+from tood.detectors import DETECTORS, ModelConfig, build_detector, idle_choices
 from tood.errors import ConfigError
 from tood.objectives.atss import ATSS
 from tood.objectives.task_aligned import TaskAligned
@@ -130,12 +130,51 @@ def test_autocast_ends_where_predictions_are_there():
         ({"detector": "tood_anchor_based", "box": "distance"}, "'anchor' has no effect on box=distance"),
         ({"channels": 10, "groups": 4}, "channels: 10 is not a multiple of groups=4"),
         ({"objective": {"name": "atss", "m": 13}}, "objective.m: unknown key"),
+        ({"context": "dpe", "dpe_lower": False, "dpe_upper": 0}, "dpe_lower=false dpe_upper=0; set one, or context=none"),
+        ({"detector": "tscode_fcos", "dpe_lower": False, "dpe_upper": 0}, "dpe_upper=0; set one, or context=sce"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_the_reason(choices, reason):
     with pytest.raises(ConfigError) as error:
         build(ModelConfig, TINY | choices)
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"bins": 8}, "bins: 8 has no effect on box=distance; leave bins out"),
+        ({"detector": "gfl", "box": "distance", "bin_width": 0.5}, "bin_width: 0.5 has no effect on box=distance"),
+        ({"sce_down": "avg"}, "sce_down: 'avg' has no effect on context=none; leave sce_down out"),
+        ({"context": "dpe", "sce_kernel": 5}, "sce_kernel: 5 has no effect on context=dpe"),
+        ({"context": "dpe", "sce_upper": False}, "sce_upper: False has no effect on context=dpe"),
+        ({"dpe_lower": False}, "dpe_lower: False has no effect on context=none"),
+        ({"detector": "atss", "context": "sce", "dpe_upper": 2}, "dpe_upper: 2 has no effect on context=sce"),
+        ({"quality_from": "classes"}, "quality_from: 'classes' has no effect on quality=none"),
+        ({"groups": 0, "conv_bias": True}, "conv_bias: True has no effect on groups=0, whose convolutions always have a bias"),
+    ],
+)
+def test_a_choice_about_a_part_that_is_not_there_is_told(choices, reason):
+    (told,) = idle_choices(build(ModelConfig, TINY | choices))
+    assert reason in told
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"box": "distribution", "bins": 8, "bin_width": 2.0},
+        {"bins": 16, "sce_kernel": 3, "dpe_upper": 1, "quality_from": "boxes"},  # as written out in full
+        {"detector": "tscode_fcos", "sce_down": "max", "sce_kernel": 5, "sce_upper": False, "dpe_upper": 2},
+        {"context": "dpe", "dpe_lower": False},
+        {"context": "dpe", "dpe_upper": 0},
+        {"detector": "fcos", "quality": "none"},  # the row reads its quality from the classes
+        {"detector": "fcos", "quality": "none", "quality_from": "boxes"},
+        {"detector": "fcos_imprv", "groups": 0},  # the row has a bias beside each norm
+        {"conv_bias": True},
+    ],
+)
+def test_a_choice_that_has_its_part_or_comes_with_the_row_is_taken(choices):
+    assert list(idle_choices(build(ModelConfig, TINY | choices))) == []
 
 
 def test_rows_are_the_choices_that_the_paper_compares():

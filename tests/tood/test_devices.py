@@ -18,13 +18,14 @@ from tood.bench.cases import drawn_batch
 from tood.config import build
 from tood.data import batches
 from tood.data.batches import Batch
-from tood.data.targets import Targets
+from tood.data.targets import Targets, pad_targets
 from tood.detector import Detector
 from tood.detectors import DETECTORS, ModelConfig, build_detector
-from tood.devices import known_to_host, pick
+from tood.devices import kernels, known_to_host, pick
 from tood.precision import mixed_precision
 from tood.predictions import Predictions
 from tood.priors import forget_priors
+from tood.ranks import alone, share_gradients
 from tood.run_state import DEFORMABLE
 
 SLIM = {"layers": 2, "channels": 16, "groups": 4, "neck": {"channels": 16}, "backbone": {"depth": 18}}
@@ -250,3 +251,27 @@ def test_picking_is_gathering(shape, as_on_accelerator):
         torch.use_deterministic_algorithms(False)
     assert [gathers for *_, gathers in found] == [False, True]
     torch.testing.assert_close(found[0][:2], found[1][:2])
+
+
+def test_targets_lie_where_their_boxes_do():
+    boxes, labels = [torch.zeros(2, 4, device="meta")], [torch.zeros(2, dtype=torch.long, device="meta")]
+    assert {value.device.type for value in pad_targets(boxes, labels, boxes)} == {"meta"}
+
+
+@pytest.mark.parametrize(("name", "sent"), [("tood", False), ("ddod", True)])
+def test_ranks_send_buffers_around_only_where_a_step_reads_them(name, sent):
+    model = build_detector(build(ModelConfig, SLIM | {"detector": name}), CLASSES)
+    with alone(torch.device("cpu")):
+        assert share_gradients(model).will_sync_module_buffers() == sent
+
+
+def test_kernels_are_chosen_for_a_while():
+    assert not torch.are_deterministic_algorithms_enabled()
+    with kernels(same_bits=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        with kernels(same_bits=False):
+            assert not torch.are_deterministic_algorithms_enabled()
+            assert torch.backends.cudnn.benchmark
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark

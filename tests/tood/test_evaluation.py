@@ -219,6 +219,19 @@ def test_area_and_crowd_may_be_left_out(tmp_path):
     )
 
 
+def test_annotations_that_reading_dropped_neither_count_nor_are_checked(tmp_path):
+    data = one_object()
+    more = [
+        data["annotations"][0] | {"id": 20 + i, "bbox": box} for i, box in enumerate([[], [1, 1, float("nan"), 1], [5, 5, 0, 10]])
+    ]
+    clean, full = written(tmp_path / "clean.json", data), written(tmp_path / "full.json", data | {"annotations": []})
+    written(full, data | {"annotations": [*more, *data["annotations"]]})
+    assert read_truth(full, {20, 21, 22}).annotations == read_truth(clean).annotations
+    with pytest.raises(DataError) as caught:
+        read_truth(full)
+    assert len(caught.value.problems) == 2  # by themselves a box without area is an object, as in COCO's own evaluation
+
+
 def test_a_missed_crowd_costs_nothing(tmp_path):
     data = one_object()
     data["annotations"].append(data["annotations"][0] | {"id": 8, "bbox": [60, 60, 30, 30], "iscrowd": 1})

@@ -4,13 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.pipeline.publisher import save_tiny_model
 from tood import load
 from tood.data.decoding import decode
-from tood.errors import CheckpointError
+from tood.errors import CheckpointError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,54 @@ def test_images_of_any_kind_give_what_torchvision_users_expect(model):
     assert len(few["scores"]) >= 3
     assert (few["scores"] >= first["scores"][2]).all()
     assert not detector.detector.training
+
+
+IMAGE = torch.zeros(3, 40, 50)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (IMAGE.long(), r"is of torch.int64; give image.to\(torch.uint8\)"),
+        (IMAGE.int(), "is of torch.int32"),
+        (IMAGE.bool(), "is of torch.bool"),
+        (IMAGE + 255, r"has values from 255 to 255, but floats are read as \[0, 1\]; divide"),
+        (IMAGE.half() - 1, "has values from -1 to -1"),
+        (IMAGE + float("nan"), "has values from nan to nan"),
+        (IMAGE.permute(1, 2, 0), r"shape \[40, 50, 3\], not RGB .*; give image.permute\(2, 0, 1\)"),
+        (torch.zeros(4, 40, 50), r"shape \[4, 40, 50\], .*; give image\[:3\]"),
+        (IMAGE[None], r"shape \[1, 3, 40, 50\], .* one by one"),
+        (IMAGE[:1], r"shape \[1, 40, 50\], .*; give image.expand"),
+        (IMAGE[0], r"shape \[40, 50\], .*; give image.expand"),
+        (IMAGE[:, :0], r"shape \[3, 0, 50\], .* at least one pixel"),
+        (IMAGE.numpy(), r"is a numpy.ndarray; give torch.from_numpy"),
+        (None, r"is a NoneType; give a tensor"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_place_and_with_what_to_do(model, wrong, said):
+    detector = load(model, device="cpu")
+    fine = IMAGE.to(torch.uint8)
+    for predict in (detector.predict, detector.detector.predict):
+        with pytest.raises(DataError, match=f"^predict: image 1 (is of )?{said}"):
+            predict([fine, wrong])
+
+
+@pytest.mark.parametrize("alone", ["a.jpg", Path("a.jpg"), b"a", IMAGE, IMAGE[None], np.zeros((3, 40, 50), np.uint8), None])
+def test_one_image_alone_is_refused_rather_than_taken_apart(model, alone):
+    detector = load(model, device="cpu")
+    for predict in (detector.predict, detector.detector.predict):
+        with pytest.raises(DataError, match=r"expected a list of images, got a .* alone; give predict\(\[image\]\)"):
+            predict(alone)
+
+
+def test_no_images_give_no_detections_and_floats_may_be_off_by_a_rounding(model):
+    detector = load(model, device="cpu")
+    assert detector.predict([]) == detector.detector.predict([]) == []
+    white = torch.full((3, 40, 50), 255, dtype=torch.uint8)
+    sides = {"long_side": 64, "short_side": 64}
+    found = detector.detector.predict([white, IMAGE + 1.001, (IMAGE + 1).half(), (IMAGE + 1).bfloat16()], **sides)
+    for result in found[1:]:
+        assert torch.equal(result["boxes"], found[0]["boxes"])
 
 
 def test_the_library_alone_is_enough_and_naming_it_loads_no_torch(model):

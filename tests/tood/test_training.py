@@ -107,6 +107,22 @@ def test_the_command_trains_from_a_file_goes_on_and_refuses_in_one_line(data, fo
         assert message in said.err
 
 
+def test_what_reading_dropped_is_nothing_to_be_found(data, folder):
+    """Boxes that are none would end the run behind its first epoch, those without area or outside their image lower its AP."""
+    config, reports = recipe(data, epochs=1, milestones=[]), {}
+    other = shutil.copytree(data, folder / "other")
+    content = json.loads((other / "val.json").read_text())
+    boxes = [[], [1, 1, float("nan"), 5], "1,2,3,4", [5, 5, 0, 10], [200, 200, 10, 10]]
+    bad = [content["annotations"][0] | {"id": 900 + i, "bbox": box} for i, box in enumerate(boxes)]
+    (other / "val.json").write_text(json.dumps(content | {"annotations": bad + content["annotations"]}))
+    for root, invalid_boxes in ((data, "error"), (other, "drop")):
+        at = replace(config, data=replace(config.data, root=str(root), invalid_boxes=invalid_boxes))
+        train(at, folder / invalid_boxes, on_epoch=lambda report, name=invalid_boxes: reports.update({name: report}))
+    assert reports["drop"].figures.summary == reports["error"].figures.summary
+    assert reports["drop"].figures.per_class == reports["error"].figures.per_class
+    assert reports["drop"].checkpoint.is_dir()
+
+
 def test_splits_of_different_classes_and_uneven_batches_are_refused(data, folder):
     with pytest.raises(ConfigError, match="accumulate: 3 does not divide"):
         recipe(data, accumulate=3)

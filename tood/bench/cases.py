@@ -61,6 +61,7 @@ class Group(NamedTuple):
     warm_ups: int = 2
     rounds: int = 5  # at least
     settle: int = 0  # calls before each that counts
+    on_device: bool = True  # whether a GPU, where there is one, has a part in it
 
 
 PEER = "mmdetection 3.3.0, mmcv 2.1.0; 2 quiet cores, AMD EPYC, another day"
@@ -249,4 +250,4 @@ def drawn_batch(images: int, height: int, width: int, objects: int, device: torc
 def _detector(sizes: Sizes, device: torch.device, predict: PredictConfig | None = None) -> Detector:
     torch.manual_seed(0)
     config = ModelConfig(backbone=BackboneConfig(depth=sizes.depth))
-    return build_detector(config, COCO_CLASSES, predict or PredictConfig()).to(device)
+    return build_detector(config, COCO_CLASSES, predict or PredictConfig()).to(device).train()  # its stem is frozen only so

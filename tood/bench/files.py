@@ -63,7 +63,7 @@ def evaluations(sizes: Sizes, device: torch.device) -> Iterator[Group]:
         ]
         for case in cases[1:]:
             case.operation()
-        yield Group("eval", f"{sizes.evaluated} images, {FOUND} detections each", cases, warm_ups=0, rounds=1)
+        yield Group("eval", f"{sizes.evaluated} images, {FOUND} detections each", cases, warm_ups=0, rounds=1, on_device=False)
 
 
 def _there(package: str) -> bool:

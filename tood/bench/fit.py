@@ -24,9 +24,10 @@ from tood.bench.parts import step
 from tood.config import DataConfig, to_dict
 from tood.data.batches import buckets, padded
 from tood.detectors import build_detector
+from tood.devices import choose_kernels
 from tood.errors import ConfigError, ToodError
 from tood.memory import available, is_exhaustion, keep_freed_memory, peak, resident, savings
-from tood.optimisation import make_optimizer
+from tood.optimisation import AveragedWeights, make_optimizer
 from tood.recipe import Recipe, read_recipe
 from tood.run_state import prepare
 
@@ -112,8 +113,10 @@ def _peak_of_steps(recipe: Recipe, images: int, classes: int) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
+    choose_kernels(same_bits=recipe.train.deterministic, shapes_recur=recipe.data.buckets > 0)
     model = build_detector(recipe.model, classes, recipe.predict)
     prepare(model, replace(recipe.train, compile=False), device)  # what is compiled needs no more
+    averaged = AveragedWeights(model, recipe.train.ema) if recipe.train.ema else None
     model.train()
     operation = step(
         model,
@@ -122,8 +125,10 @@ def _peak_of_steps(recipe: Recipe, images: int, classes: int) -> float:
         recipe.train,
         LAST,
     )
-    for _ in range(2):  # the first makes the optimizer's state
+    for number in range(2):  # the first makes the optimizer's state
         operation()
+        if averaged:
+            averaged.update(model, number)
     return (torch.cuda.max_memory_reserved() if device.type == "cuda" else peak()) / GIB
 
 

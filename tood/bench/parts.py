@@ -14,7 +14,7 @@ from tood.data.batches import Batch, Loaded, normalise
 from tood.data.loaders import TrainLoader
 from tood.data.targets import Targets
 from tood.detector import Detector
-from tood.devices import choose_kernels
+from tood.devices import kernels
 from tood.errors import ConfigError
 from tood.optimisation import set_rate
 from tood.postprocess import detections
@@ -31,7 +31,7 @@ LOADED = 8  # batches that `loader` draws from, again and again
 
 @contextmanager
 def operations(recipe: Recipe, device: torch.device, names: tuple[str, ...] = OPERATIONS) -> Iterator[dict[str, Operation]]:
-    """What a training of this recipe does, one call each, on one batch of its data and fresh weights.
+    """What a training of this recipe does, by its kernels, one call each, on one batch of its data and fresh weights.
 
     step     forward, losses, backward, clipping, optimizer, at a learning rate of 0: every call does the same
     assign   who learns what, as after any warm-up
@@ -59,7 +59,8 @@ def operations(recipe: Recipe, device: torch.device, names: tuple[str, ...] = OP
             made["assign"] = lambda: objective.assign(given, batch.targets, valid, epoch)
             made["loss"] = losses(objective, given, batch.targets, valid, epoch, run.model.objective_memory)
             made["decode"] = decode(busy(given), batch.sizes, batch.scales, recipe.predict, objective.FUSION)
-        yield {name: made[name] for name in names}
+        with kernels(same_bits=recipe.train.deterministic, shapes_recur=recipe.data.buckets > 0):
+            yield {name: made[name] for name in names}
     finally:
         loader.close()
 
@@ -83,13 +84,8 @@ def by_kernels(operation: Operation, *, same_bits: bool) -> Operation:
     """The operation by kernels that give the same bits each time, as training has them, or by the quickest."""
 
     def run() -> None:
-        before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-        choose_kernels(same_bits=same_bits)
-        try:
+        with kernels(same_bits=same_bits):
             operation()
-        finally:
-            torch.use_deterministic_algorithms(before[0])
-            torch.backends.cudnn.benchmark = before[1]
 
     return run
 

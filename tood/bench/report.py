@@ -56,7 +56,7 @@ def measure(group: Group, device: torch.device, seconds: float) -> list[Row]:
         low, high = (ordered[round(q * (len(own) - 1))] for q in (0.1, 0.9))
         row = (median, low, high, len(own), median / reference, group.cases[0].name, statistics.median(shares), case.peer)
         on_gpu = ()
-        if device.type == "cuda":
+        if device.type == "cuda" and group.on_device:
             memory, waits, busy = watched(case.operation)
             on_gpu = memory, waits, min(1.0, busy / case.units / median)
         rows.append(Row(group.name, group.work, case.name, *row, *on_gpu))

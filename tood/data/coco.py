@@ -11,7 +11,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ class CocoData:
     annotations: Path
     fingerprint: str  # sha256 of ids, sizes, categories and boxes; not of paths
     dropped: tuple[str, ...] = ()  # the boxes that invalid_boxes="drop" left out, a line each
+    dropped_ids: frozenset[int] = frozenset()  # their annotations, which evaluation leaves out too: `evaluation.read_truth`
 
 
 def read_split(config: DataConfig, split: Literal["train", "val"]) -> CocoData:
@@ -94,7 +95,9 @@ def read_coco(
     ids = np.array([(a["image_id"], a["id"]) for a in objects], dtype=np.int64).reshape(-1, 2)
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     good = order[faults[order] == 0]  # without other problems, with_box holds all objects
-    return _assemble(annotations, images, image_of, name_of, [objects[i] for i in good], boxes[good], bad_boxes)
+    data = _assemble(annotations, images, image_of, name_of, [objects[i] for i in good], boxes[good])
+    dropped_ids = frozenset(objects[i]["id"] for i in np.flatnonzero(faults))
+    return replace(data, dropped=tuple(bad_boxes), dropped_ids=dropped_ids)
 
 
 def check_images(data: CocoData) -> list[str]:
@@ -264,7 +267,6 @@ def _assemble(
     name_of: dict[int, str],
     objects: list[dict],
     boxes: np.ndarray,
-    dropped: list[str],
 ) -> CocoData:
     """Records from checked entries; `objects` and their `boxes` are sorted by image id, then annotation id."""
     category_ids, image_ids = sorted(name_of), sorted(image_of)
@@ -296,4 +298,4 @@ def _assemble(
     ):
         values = (np.asarray(column) + 0).astype(kind)  # + 0: no negative zero
         digest.update(f"{values.shape}".encode() + values.tobytes())
-    return CocoData(tuple(records), tuple(names), tuple(category_ids), annotations, digest.hexdigest(), tuple(dropped))
+    return CocoData(tuple(records), tuple(names), tuple(category_ids), annotations, digest.hexdigest())

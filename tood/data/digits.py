@@ -47,7 +47,7 @@ def digits_split(root: Path, split: Literal["train", "val"]) -> tuple[Path, Path
 
 
 def build_digits(root: Path) -> None:
-    """Make the data set, about 6 MB, in a folder that must be absent or empty. Deterministic; DataError as above.
+    """Make the data set, about 6 MB, in a folder that is absent or empty, or holds it already. Deterministic; DataError as above.
 
     It appears under its name when complete: of several processes that build at once, the first to end wins.
     """
@@ -56,6 +56,8 @@ def build_digits(root: Path) -> None:
     temporary = None
     try:
         if root.exists() and any(root.iterdir()):
+            if (root / "digits.json").is_file():  # another process ended while this one loaded scikit-learn
+                return
             raise DataError(f"{root}: holds other files; set data.root to a new folder for data.source=digits")
         root.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}-"))

@@ -33,7 +33,7 @@ def labels_of(targets: Targets, owner: Tensor) -> Tensor:
 def pad_targets(boxes: list[Tensor], labels: list[Tensor], crowds: list[Tensor] | None = None) -> Targets:
     """Lists of [G_i, 4], [G_i] and [I_i, 4] -> Targets."""
     rows = max((len(b) for b in boxes), default=0)
-    valid = torch.stack([torch.arange(rows) < len(b) for b in boxes])
+    valid = torch.stack([torch.arange(rows, device=b.device) < len(b) for b in boxes])
     padded_labels = torch.stack([torch.cat([x.long(), x.new_zeros(rows - len(x)).long()]) for x in labels])
     return Targets(_pad_boxes(boxes), padded_labels, valid, _pad_boxes(crowds) if crowds else None)
 

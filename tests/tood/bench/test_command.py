@@ -66,6 +66,15 @@ def test_on_a_gpu_each_way_to_load_is_timed_until_it_has_arrived_too():
     assert [case.name for case in group.cases] == [name for way in ways for name in (way, f"{way}, arrived")]
 
 
+def test_steps_are_training_s_own_with_the_stem_frozen_and_norms_constant():
+    model = cases._detector(cases.QUICK, torch.device("cpu"))
+    assert model.training
+    norms = [part for part in model.backbone.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert any(not parameter.requires_grad for parameter in model.backbone.parameters())
+
+
 def test_units_are_what_times_are_of():
     call = cases.Case("a", lambda: sum(range(20_000)))
     whole, share = (measure(cases.Group("g", "", [c]), CPU, 0.1)[0] for c in (call, call._replace(units=1000)))

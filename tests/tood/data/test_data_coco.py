@@ -148,6 +148,8 @@ def test_drop_leaves_out_bad_boxes_alone(folder):
     data["annotations"] += [annotation(100 + i, 9, 7, box) for i, box in enumerate(BAD_BOXES)]
     dropped = read(folder, data, invalid_boxes="drop")
     assert len(dropped.dropped) == len(BAD_BOXES)
+    assert dropped.dropped_ids == {100 + i for i in range(len(BAD_BOXES))}
+    assert not clean.dropped_ids
     assert dropped.fingerprint == clean.fingerprint
     data["annotations"][0]["image_id"] = 1
     assert len(problems(folder, data, invalid_boxes="drop")) == 1 + len(BAD_BOXES)

@@ -67,6 +67,22 @@ def test_builds_at_once_give_one_complete_set(monkeypatch, tmp_path):
     assert len(list((tmp_path / "digits/train").iterdir())) == 3
 
 
+def test_a_build_that_another_overtakes_while_it_loads_takes_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(digits, "IMAGES", {"train": 3, "val": 2})
+    load, loads = digits._load_sources, []
+
+    def slowly():
+        loads.append(1)
+        if len(loads) == 1:
+            digits.build_digits(tmp_path / "digits")  # the other process, from begin to end
+        return load()
+
+    monkeypatch.setattr(digits, "_load_sources", slowly)
+    assert digits.digits_split(tmp_path / "digits", "val")[1] == tmp_path / "digits/val"
+    assert len(loads) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
 def test_is_deterministic(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "IMAGES", {"train": 3, "val": 2})
     for name in "ab":
