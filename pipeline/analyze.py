@@ -11,11 +11,11 @@ import numpy as np
 from pipeline.data.cache import cache_of, local_data
 from pipeline.detect import open_model, require_same_classes
 from pipeline.plots import analysis as plots
+from pipeline.refusals import make_folder
 from pipeline.tracking.log_to import log_to
 from tood.analysis import SIZES, analyse, figures_of
 from tood.config import identity
 from tood.data.coco import read_split
-from tood.errors import DataError
 
 SHOWN_CONFUSIONS = 5
 
@@ -30,10 +30,7 @@ def analyze_model(
     model, recipe, detector = open_model(path, values)
     data = read_split(local_data(recipe.data, cache_of(values), ["val"]), "val")
     require_same_classes(model, data)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output: {target} cannot be made ({error.strerror}); choose another folder") from None
+    make_folder(target, "--output")
     info = model.info
     about = [info.config_hash, info.step, data.fingerprint, identity(recipe.data), identity(recipe.predict), threshold]
     with log_to(tracking, values, run_id, kind="analyze", name=name, identity=about) as run:

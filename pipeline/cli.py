@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from pipeline.arguments import Parser, Verbs
+from pipeline.refusals import READER_GONE, explained, reader_gone
 from pipeline.tracking.facts import redact_known
 from pipeline.verbs import (
     bench,
@@ -35,16 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chatty in ("mlflow", "alembic", "ray.train", "ray.tune"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it would print tracebacks of errors that we explain
+    options = None
     try:
         options = make_parser().parse_args(arguments)
         clusters.enter(options)
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()  # here, where it can still be said that this failed
+        return code
     except ToodError as error:
         print(f"error: {redact_known(str(error))}", file=sys.stderr)  # it may quote what a person typed
         return 2
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on where this was left", file=sys.stderr)
+        print(f"interrupted{'; --resume goes on where this was left' if hasattr(options, 'resume') else ''}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and reader_gone():
+            return READER_GONE
+        if not (said := explained(error)):
+            raise
+        print(f"error: {redact_known(said)}", file=sys.stderr)
+        return 2
 
 
 def make_parser() -> Parser:

@@ -1,27 +1,18 @@
 """Ray: reach a cluster or start an embedded one, and work out what fits on it."""
 
-import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
+from pipeline.capacity import Demand, Reach, at_once, demand, gpus_each
 from pipeline.config import RayConfig
 from pipeline.errors import ClusterError
 
+__all__ = ["TRIAL_CPUS", "Demand", "concurrency", "connected", "demand", "gpus_per_worker", "reach"]
+
 TRIAL_CPUS = 1  # a Tune trial's own driver process
-
-
-class Demand(NamedTuple):
-    """What one training run needs of a cluster to begin."""
-
-    cpus: int
-    gpus: float
-
-
-def demand(config: RayConfig, gpus_per_worker: float, driver_cpus: int = 0) -> Demand:
-    workers = config.workers_min or config.workers
-    return Demand(driver_cpus + workers * config.cpus_per_worker, workers * gpus_per_worker)
 
 
 @contextmanager
@@ -35,6 +26,7 @@ def connected(config: RayConfig, needed_cpus: int, say=print) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    told_to_end = signal.getsignal(signal.SIGTERM)
     try:
         if config.address:
             ray.init(address=config.address, log_to_driver=True, logging_level="ERROR")
@@ -52,6 +44,8 @@ def connected(config: RayConfig, needed_cpus: int, say=print) -> Iterator[None]:
             f"ray.address: {where} cannot be used ({' '.join(str(error).split())[:200]}); check that the cluster runs and "
             "that this machine reaches it, or leave ray.address empty for an embedded Ray"
         ) from None
+    if callable(told_to_end) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told_to_end)  # Ray's own aborts the process after 3 s, whatever it still has to store
     try:
         yield
     finally:
@@ -60,9 +54,7 @@ def connected(config: RayConfig, needed_cpus: int, say=print) -> Iterator[None]:
 
 def gpus_per_worker(config: RayConfig) -> float:
     """As configured; by default a GPU each where the cluster has any."""
-    if config.gpus_per_worker is not None:
-        return config.gpus_per_worker
-    return 1.0 if _within_reach("GPU") >= 1 else 0.0
+    return config.gpus_per_worker if config.gpus_per_worker is not None else gpus_each(config, reach())
 
 
 def concurrency(need: Demand, wanted: int) -> int:
@@ -71,22 +63,16 @@ def concurrency(need: Demand, wanted: int) -> int:
     Counted here because Ray Tune counts a trial's own process alone: with more trials than fit, their workers wait for each
     other for ever. Raises ClusterError where not even one fits.
     """
-    cpus, gpus = _within_reach("CPU"), _within_reach("GPU")
-    fits = math.floor(cpus / need.cpus) if need.cpus else math.inf
-    if need.gpus:
-        fits = min(fits, math.floor(gpus / need.gpus + 1e-9))
-    if fits < 1:
-        raise ClusterError(
-            f"one run needs {need.cpus} CPUs and {need.gpus:g} GPUs, the cluster has {cpus:g} and "
-            f"{gpus:g}; lower ray.workers, ray.cpus_per_worker or ray.gpus_per_worker, or add nodes"
-        )
-    return int(min(fits, wanted) if wanted else fits)
+    return at_once(need, reach(), wanted)
 
 
-def _within_reach(resource: str) -> float:
-    """What the cluster has of a resource, or can grow to: an idle cluster whose workers come with work has next to nothing."""
+def reach() -> Reach:
+    """What the connected cluster has, or can grow to: an idle cluster whose workers come with work has next to nothing."""
     import ray
     from ray._private.state import state  # Ray Train itself asks here; there is no public place
 
-    at_most = state.get_max_resources_from_cluster_config() or {}  # None without an autoscaler
-    return float(max(ray.cluster_resources().get(resource, 0), at_most.get(resource, 0)))
+    live = [node for node in ray.nodes() if node["Alive"]]
+    at_most = state.get_max_resources_from_cluster_config()
+    # KubeRay and `ray up` label each node by its group; their autoscaler, as Ray 2.60 comes, tells nobody how far it goes.
+    grouped = any("ray.io/node-group" in node.get("Labels", {}) for node in live)
+    return Reach([node["Resources"] for node in live], at_most, grows=bool(at_most) or grouped)

@@ -12,6 +12,7 @@ from pipeline.data.cache import cache_of, local_data
 from pipeline.data.source import is_remote
 from pipeline.detect import image_files, open_model, require_same_classes
 from pipeline.plots.explanation import explanation_picture
+from pipeline.refusals import make_folder
 from pipeline.tracking.log_to import log_to
 from tood.checkpoint import Model
 from tood.data.coco import read_split
@@ -56,10 +57,7 @@ def explain_images(
         count = int((~records[file].crowd).sum()) if file in records else 0
         if not 1 <= number <= count:
             raise DataError(f"--object {number}: {file} has {count or 'no'} annotated objects in the data; give another number")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output: {target} cannot be made ({error.strerror}); choose another folder") from None
+    make_folder(target, "--output")
     about = [[m.model.info.config_hash, m.model.info.step] for m in opened], [file.name for file in files], number
     with log_to(tracking, values, run_id, kind="explain", name=" and ".join(checkpoints), identity=about) as run:
         summary = []

@@ -1,11 +1,17 @@
 """The doctor's checks of this machine: versions, GPU, disk, the experiment's data and initial weights."""
 
+import posixpath
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.data.manifest import read_manifest
+from pipeline.data.source import is_remote, open_source
 from pipeline.doctor.finding import Finding, Patient
+from pipeline.errors import MissingObjectError
+from pipeline.tracking.facts import redact
+from tood.config import DataConfig
 
 SHOWN = ("torch", "torchvision", "ray", "mlflow", "numpy")
 FREE_BYTES = 2e9, 20e9  # of a disk: below the first a problem, below the second advice
@@ -71,6 +77,9 @@ def data(patient: Patient) -> Iterator[Finding]:
     if config.source == "digits":
         yield Finding("data", "ok", f"the scanned digits, made in {config.root} on first use")
         return
+    if is_remote(config.root):
+        yield _remote_data(config)
+        return
     missing = []
     for split in (config.train, config.val):
         for path in (Path(config.root) / split.annotations, Path(config.root) / split.images):
@@ -83,6 +92,24 @@ def data(patient: Patient) -> Iterator[Finding]:
                       f"look from inside the cluster: tood submit doctor EXPERIMENT --cluster {patient.cluster.name}")  # fmt: skip
     else:
         yield Finding("data", "problem", f"missing or empty: {', '.join(missing)}", "set data.root, or put the files there")
+
+
+def _remote_data(config: DataConfig) -> Finding:
+    """Whether an address has both annotation files; the images that they list are not looked for."""
+    source = open_source(config.root)
+    manifest = read_manifest(source)
+    missing = []
+    for split in (config.train, config.val):
+        name = posixpath.normpath(split.annotations)
+        try:
+            there = name in manifest.files if manifest else bool(source.info(name))
+        except MissingObjectError:
+            there = False
+        if not there:
+            missing.append(f"{redact(source.url)}/{name}")
+    if missing:
+        return Finding("data", "problem", f"missing: {', '.join(missing)}", "set data.root, or put the files there")
+    return Finding("data", "ok", f"annotations of both splits at {redact(source.url)}{', packed' if manifest else ''}")
 
 
 def weights(patient: Patient) -> Iterator[Finding]:

@@ -5,15 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from importlib import metadata
-from typing import Any
 
-from pipeline import cluster as fitting
+from pipeline.capacity import Reach, at_once, demand, fitting_now, gpus_each
+from pipeline.cluster import TRIAL_CPUS
 from pipeline.config import Experiment
 from pipeline.doctor.finding import Finding, Patient
-from pipeline.errors import TrackingError
+from pipeline.errors import ClusterError, TrackingError
 from pipeline.site import tracking_address
 from pipeline.storage.opening import check, open_store
 from pipeline.tracking.facts import redact
@@ -28,34 +28,36 @@ def ray_cluster(patient: Patient) -> Iterator[Finding]:
 
         profile = patient.cluster.profile
         server = JobServer(profile.jobs, patient.cluster.token())
-        nodes = [node["resources"] for node in server.nodes()]
-        yield Finding("ray", "ok", f"{profile.jobs}: Ray {server.version}, {_size(nodes)}")
+        nodes = server.nodes()
+        # A job server does not tell of an autoscaler; a head without CPUs says that somebody brings nodes with them.
+        grows = len(nodes) == 1 and nodes[0]["head"] and not nodes[0]["resources"].get("CPU")
+        reach = Reach([node["resources"] for node in nodes], grows=grows)
+        yield Finding("ray", "ok", f"{profile.jobs}: Ray {server.version}, {_size(reach)}")
         if server.version != metadata.version("ray"):
             yield Finding("ray", "advice", f"the cluster has Ray {server.version}, this machine {metadata.version('ray')}",
                           "install the cluster's version here: what runs on both must be the same")  # fmt: skip
     elif address := patient.experiment.ray.address:
-        nodes = _nodes_of(address)
-        yield Finding("ray", "ok", f"{address}: {_size(nodes)}")
+        reach = _reach_of(address)
+        yield Finding("ray", "ok", f"{address}: {_size(reach)}")
     else:
         yield Finding("ray", "ok", f"no address: runs start a Ray of their own on the {os.cpu_count()} cores here")
         return
     if patient.named:
-        yield from _fits(patient.experiment, nodes)
+        yield from _fits(patient.experiment, reach)
 
 
-def _fits(experiment: Experiment, nodes: Sequence[dict[str, float]]) -> Iterator[Finding]:
-    config = experiment.ray
-    has = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(has["GPU"] >= 1)
-    need = fitting.demand(config, gpus, fitting.TRIAL_CPUS if experiment.sweep else 0)
-    at_once = sum(
-        int(min(node.get("CPU", 0) // config.cpus_per_worker, node.get("GPU", 0) // gpus if gpus else 1e9)) for node in nodes
-    )
-    least = config.workers_min or config.workers
-    if need.cpus > has["CPU"] or need.gpus > has["GPU"] or at_once < least:
-        yield Finding("ray", "problem", f"a run needs {need.cpus} CPUs and {need.gpus:g} GPUs for {least} workers, "
-                      f"the cluster has {has['CPU']:g} and {has['GPU']:g} and room for {at_once}",
-                      "lower ray.workers, ray.cpus_per_worker or ray.gpus_per_worker, or add nodes")  # fmt: skip
+def _fits(experiment: Experiment, reach: Reach) -> Iterator[Finding]:
+    need = demand(experiment.ray, gpus_each(experiment.ray, reach), TRIAL_CPUS if experiment.sweep else 0)
+    if fitting_now(need, reach.nodes):
+        return
+    try:
+        at_once(need, reach, 1)
+    except ClusterError as error:
+        what, _, do = str(error).rpartition("; ")
+        yield Finding("ray", "problem", what, do)
+        return
+    yield Finding("ray", "advice", f"no run fits as the cluster is now: one needs {need.cpus} CPUs and {need.gpus:g} GPUs",
+                  "nodes have to come first: see that the autoscaler may bring so many")  # fmt: skip
 
 
 def tracking(patient: Patient) -> Iterator[Finding]:
@@ -115,22 +117,22 @@ def clocks(patient: Patient) -> Iterator[Finding]:
     yield Finding("clock", state, f"{worst[0]:.0f} s from {redact(worst[1])}", do)
 
 
-def _size(nodes: Sequence[dict[str, float]]) -> str:
-    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} with {total['CPU']:g} CPUs and {total['GPU']:g} GPUs"
+def _size(reach: Reach) -> str:
+    now = reach._replace(at_most=None)
+    nodes = f"{len(now.nodes)} node{'s' if len(now.nodes) != 1 else ''}"
+    return f"{nodes} with {now.total('CPU'):g} CPUs and {now.total('GPU'):g} GPUs{', and may grow' if reach.grows else ''}"
 
 
 _ASK = """
 import json, sys, ray
+from pipeline.cluster import reach
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-print(json.dumps([node["Resources"] for node in ray.nodes() if node["Alive"]]))
+print(json.dumps(reach()))
 """
 
 
-def _nodes_of(address: str) -> list[dict[str, Any]]:
-    """The resources of a cluster's nodes, asked by a process of its own: a session of Ray belongs to a main thread."""
-    from pipeline.errors import ClusterError
-
+def _reach_of(address: str) -> Reach:
+    """What a cluster has and may grow to, asked by a process of its own: a session of Ray belongs to a main thread."""
     try:
         done = subprocess.run([sys.executable, "-c", _ASK, address], capture_output=True, text=True, timeout=50)
     except subprocess.TimeoutExpired:
@@ -138,4 +140,4 @@ def _nodes_of(address: str) -> list[dict[str, Any]]:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ClusterError(f"ray.address: {address} cannot be used ({redact(said)[:200]}); check that the cluster runs")
-    return json.loads(done.stdout.splitlines()[-1])
+    return Reach(*json.loads(done.stdout.splitlines()[-1]))

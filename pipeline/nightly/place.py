@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from pipeline.config import Experiment, RayConfig, StorageConfig, experiment_of
 from pipeline.nightly.suite import Suite, place_values
+from pipeline.refusals import make_folder
 from pipeline.site import Site, absolute, tracking_address
 from pipeline.storage.opening import check, open_store
 from pipeline.tracking.access import connect
 from pipeline.tracking.runs import experiment_id
-from tood.errors import ConfigError
 
 
 class Place(NamedTuple):
@@ -26,12 +26,12 @@ class Place(NamedTuple):
 
 def find_place(suite: Suite, settings: Sequence[str]) -> Place:
     """Reach tracking and store. Raises the ToodError of what fails."""
-    asked = absolute(experiment_of(place_values(suite, settings) | {"name": suite.name}))
+    values = place_values(suite, settings)
+    # How many workers share a batch is a matter of each entry's own batch, and was checked with it.
+    ray = {key: value for key, value in (values.get("ray") or {}).items() if key not in ("workers", "workers_min")}
+    asked = absolute(experiment_of(values | {"name": suite.name, "ray": ray}))
     output = Path(asked.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output: {output} cannot be made ({error.strerror}); choose another folder") from None
+    make_folder(output, "output")
     tracking = tracking_address(asked, output)
     store = open_store(asked.storage.url or str(output / "store"))
     connect(tracking)

@@ -150,7 +150,7 @@ def test_what_the_command_returns(monkeypatch, capsys):
 
     monkeypatch.setattr(experiments, "_experiments", ends(KeyboardInterrupt()))
     assert main(["experiments"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert capsys.readouterr().err == "interrupted\n"
     monkeypatch.setattr(experiments, "_experiments", ends(ToodError("what, where, what to do")))
     assert main(["experiments"]) == 2
     assert capsys.readouterr().err == "error: what, where, what to do\n"
@@ -161,3 +161,19 @@ def test_what_the_command_returns(monkeypatch, capsys):
         main(["train", "--help"])
     assert left.value.code == 0
     assert "--stop-after" in capsys.readouterr().out
+
+
+def test_a_run_without_evaluation_ends_with_json_all_the_same(tiny, monkeypatch, capsys):
+    from pipeline import runs
+    from pipeline.train import Progress
+
+    reached = Progress(epoch=1, prefix="p", metrics={"train/loss": float("nan")})
+    monkeypatch.setattr(runs, "train_experiment", lambda *_, **__: (reached, None))
+    assert main(["train", str(tiny), "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    outcome = json.loads(line, parse_constant=refuse)
+    assert (outcome["best_value"], outcome["metrics"], outcome["epoch"]) == (None, {"train/loss": None}, 1)
