@@ -2,8 +2,14 @@
 
 Ray asks its own to watch by a call, for which the cleaner's process must be up, a second or two after it was asked for. Where
 the controller died in that time the call never came, and the cleaner stayed on the cluster for ever.
+
+And Ray's asks for the controller's state at whatever cluster it finds on its machine: beside a second one it found two, ended,
+and freed nothing.
 """
 
+import os
+
+import ray
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
@@ -25,4 +31,5 @@ class CleanerCallback(RAYS_OWN):
 class Cleaner(PlacementGroupCleaner):
     def __init__(self, **options):
         super().__init__(**options)
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # this process is the watch's alone
         self.start_monitoring()  # asked again it goes on

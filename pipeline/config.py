@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.tracking.facts import carries_credentials, redact
 from tood.config import DataConfig, PredictConfig, TrainConfig, bounded, build, config_hash, to_dict, unhashed
-from tood.detectors import ModelConfig
+from tood.detectors import ModelConfig, idle_choices
 from tood.errors import ConfigError
 from tood.recipe import Recipe
 
@@ -30,7 +30,7 @@ class RayConfig:
     workers: int = bounded(1, 1, 4096)  # DDP processes a run
     workers_min: int = bounded(0, 0, 4096, later=True)  # a run goes on with so few while nodes are away; 0: with all or not at all
     cpus_per_worker: int = bounded(1, 1, 1024, identity=False)
-    gpus_per_worker: float | None = unhashed(None)  # None: 1 where the cluster has GPUs, else 0
+    gpus_per_worker: float | None = bounded(None, 0, 1024, identity=False)  # None: 1 where the cluster has GPUs, else 0
     accelerator_type: str = unhashed("")  # such as H100: workers go to nodes that have it
     max_failures: int = bounded(2, -1, 1000, identity=False)  # restarts of a run after a dead worker or node
     collective_seconds: int = bounded(600, 10, 86_400, identity=False)  # longest wait of a worker for another, then a restart
@@ -103,6 +103,8 @@ class Experiment:
     def check(self) -> None:
         self._check_addresses()
         self.recipe.check()
+        for reason in idle_choices(self.model):
+            raise ConfigError(f"model.{reason}")
         for key, name in (("name", self.name), ("tracking.model", self.tracking.model or self.name)):
             if not NAME.fullmatch(name):
                 raise ConfigError(f"{key}: {name!r:.80} names folders and models; use up to 80 letters, digits and . _ -")
@@ -126,7 +128,7 @@ class Experiment:
                 f"train.batch_size: {train.batch_size} images a step (accumulate={train.accumulate}) cannot be shared evenly by "
                 f"{workers}; {advice}" + ("" if least == most else ", or raise ray.workers_min")
             )
-        if most > 1 and self.sweep is None and self.ray.gpus_per_worker not in (None, 0) and self.ray.gpus_per_worker < 1:
+        if most > 1 and self.ray.gpus_per_worker not in (None, 0) and self.ray.gpus_per_worker < 1:
             raise ConfigError("ray.gpus_per_worker: NCCL needs a whole GPU for each of several workers; use 1")
 
     def _check_addresses(self) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.config import merge as deep_merge
 from pipeline.data.cache import cache_of, local_data
+from pipeline.refusals import make_folder
 from pipeline.registry.models import pull, resolve
 from tood.checkpoint import Model, load_model
 from tood.config import build, to_dict
@@ -16,7 +17,7 @@ from tood.data.decoding import decode
 from tood.detector import Detector
 from tood.draw import draw_detections
 from tood.errors import CheckpointError, DataError
-from tood.evaluation import Figures, coco_figures
+from tood.evaluation import Figures, coco_figures, read_truth
 from tood.inference import detect_all
 from tood.memory import keep_freed_memory
 from tood.recipe import Recipe
@@ -33,8 +34,9 @@ def find_model(name: str, tracking: str, cache: Path) -> Path:
         if not path.exists():
             raise CheckpointError(f"{name}: no such model folder or file; give one, or a registered model as models:/NAME@alias")
         return path
-    version = resolve(name, tracking)
-    return pull(version, tracking, cache / version.removeprefix("models:/").replace("/", "-"))
+    version, digest = resolve(name, tracking)
+    # Another registry's model of the same name and number is another one.
+    return pull(version, tracking, cache / f"{version.removeprefix('models:/').replace('/', '-')}-{digest[:12]}")
 
 
 def open_model(path: Path, values: dict | None = None) -> tuple[Model, Recipe, Detector]:
@@ -71,7 +73,7 @@ def evaluate_model(path: Path, values: dict, output: Path | None = None) -> tupl
     found = detect_all(detector, val_data, recipe, next(detector.parameters()).device)
     if output is not None:
         write_results(output, found)
-    return coco_figures(val_data.annotations, found), found
+    return coco_figures(read_truth(val_data.annotations, val_data.dropped_ids), found), found
 
 
 def predict(
@@ -89,10 +91,7 @@ def predict(
     """
     files = image_files(images)
     model, recipe, detector = open_model(path, values)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output: {output} cannot be made ({error.strerror}); choose another folder") from None
+    make_folder(output, "--output")
     summary, found = [], []
     for image_id, file in enumerate(files, start=1):
         image = decode(file)

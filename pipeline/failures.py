@@ -17,7 +17,12 @@ FINAL = (ConfigError, DivergedError, OutOfMemoryError)  # the next try, to the s
 
 
 class Trainer(TorchTrainer):
-    """Ray's, but that what a person has to put right is not tried again, and that nothing of a killed run stays on the cluster."""
+    """Ray's, but that what a person has to put right is not tried again, that nothing of a killed run stays on the cluster, and
+    that Ctrl-C is Python's own.
+    """
+
+    def _register_sigint_handler(self, controller) -> None:
+        """Ray's would stay when the run is over, and end the process as if nothing had been left undone."""
 
     def _create_default_callbacks(self) -> list:
         return watching_at_once(super()._create_default_callbacks())

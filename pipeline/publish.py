@@ -57,7 +57,7 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
     experiment = absolute(experiment_of(plan.values))
     metric, axes, folder = experiment.sweep.metric, experiment.sweep.space, site.output / plan.sweep
     count = experiment.sweep.repeats
-    own = [name for name in (trials[0].params if trials else {}) if len({t.params.get(name) for t in trials}) > 1]
+    own = differing(trials)
     told = [name for name in own if count == 1 or name != "seed"]
     groups = repeats.groups(trials, count)
     version = None
@@ -115,7 +115,7 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
     failed = sum(t.status == "FAILED" for t in trials)
     summary.tags({"tood.trials": len(trials), "tood.failed": failed})
     if best is not None:
-        summary.metrics({f"best_{metric.replace('val/', '')}": best.best}, step=0)
+        summary.best(metric, best.best)
         summary.tags({"tood.best_run": best.run_id, "tood.best_trial": best.id})
     summary.finish("FAILED" if failed else "FINISHED")
 
@@ -150,6 +150,17 @@ def conclude(plan: Plan, site: Site, trials: list[Trial], say: Callable[[str], N
 def _where(experiment: Experiment) -> str:
     """The setting by which other verbs find this experiment's runs."""
     return f"tracking.uri={experiment.tracking.uri}" if experiment.tracking.uri else f"output={shlex.quote(experiment.output)}"
+
+
+def differing(trials: list[Trial]) -> list[str]:
+    """The parameters in which trials differ: the best trial's, then those in which others differ that it does not have.
+
+    Objectives have options of their own. What only some trials have, and alike, is no choice among them.
+    """
+    of_best = trials[0].params if trials else {}
+    names = dict.fromkeys(name for trial in trials for name in trial.params)
+    values = {name: {trial.params.get(name) for trial in trials if name in of_best or name in trial.params} for name in names}
+    return [name for name in names if len(values[name]) > 1]
 
 
 def _told(axes: dict[str, Any], values: dict[str, Any], trial: Trial, own: list[str]) -> dict[str, Any]:

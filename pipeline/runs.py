@@ -9,7 +9,7 @@ from pipeline.config import Experiment, experiment_of, to_yaml
 from pipeline.publish import register_best
 from pipeline.registry.models import Version
 from pipeline.repeats import configuration_of
-from pipeline.site import Site, absolute, prepare
+from pipeline.site import Site, absolute, one_driver, prepare
 from pipeline.tracking.facts import environment_tags, flat_params
 from pipeline.tracking.links import chart_url
 from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, Run
@@ -31,7 +31,7 @@ def train_experiment(
     progress, tracked = train_run(experiment, site, run, stop_after=stop_after, say=say)
     version = None
     if progress.best_prefix:
-        tracked.metrics({"best_AP": progress.best_value}, step=0)
+        tracked.best(METRIC, progress.best_value)
         tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})  # waits for MLflow, which the registry needs too
         try:
             version = register_best(
@@ -64,7 +64,17 @@ def train_run(
     stop_after: int | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Progress, Run]:
-    """Train under a name; the same name again goes on where it was. The MLflow run is left open for what follows training."""
+    """Train under a name; the same name again goes on where it was. The MLflow run is left open for what follows training.
+
+    Raises StorageError while another process trains under this name.
+    """
+    with one_driver(site, run, say):
+        return _train_run(experiment, site, run, tags or {}, stop_after, say)
+
+
+def _train_run(
+    experiment: Experiment, site: Site, run: str, tags: Mapping[str, str], stop_after: int | None, say: Callable[[str], None]
+) -> tuple[Progress, Run]:
     folder = site.output / run
     folder.mkdir(exist_ok=True)
     (folder / "experiment.yaml").write_text(to_yaml(experiment))
@@ -76,7 +86,7 @@ def train_run(
         tags={"tood.kind": "train", "config_hash": experiment.hash}
         | {CONFIGURATION: configuration_of(identity(experiment))}
         | environment_tags()
-        | dict(tags or {}),
+        | dict(tags),
     )
     tracked.params(flat_params(to_dict(experiment)))
     tracked.text(to_yaml(experiment), "experiment.yaml")

@@ -2,15 +2,19 @@
 
 import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from pipeline.config import Experiment
+from pipeline.config import Experiment, experiment_of, merge
 from pipeline.data.cache import local_data
 from pipeline.data.source import is_remote, open_source
 from pipeline.detect import find_model
+from pipeline.refusals import make_folder
+from pipeline.storage.lock import Held, hold
 from pipeline.storage.opening import check, open_store
 from pipeline.storage.store import Store
 from pipeline.tracking.access import connect, resolve_uri
@@ -70,9 +74,24 @@ def absolute(experiment: Experiment) -> Experiment:
     return replace(experiment, output=output, data=data, cache=cache, init=init)
 
 
+def absolute_values(values: dict) -> dict:
+    """Values of an experiment with its folders as `absolute` has them, so that they mean the same wherever they are read."""
+    whole = absolute(experiment_of(values))
+    folders = {"output": whole.output, "init": whole.init, "data": {"root": whole.data.root}, "cache": {"dir": whole.cache.dir}}
+    return merge(values, folders)
+
+
 def tracking_address(experiment: Experiment, output: Path) -> str:
     """tracking.uri, else what MLflow's own MLFLOW_TRACKING_URI says, else an SQLite file in the output folder."""
     return resolve_uri(experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), output)
+
+
+def one_driver(site: Site, run: str, say: Callable[[str], None]) -> AbstractContextManager[Held]:
+    """For as long as a run or a sweep is driven: a second driver would train the same, and remove what the first relies on.
+
+    A driver that was killed here is in nobody's way; of one elsewhere a sign of life is waited for.
+    """
+    return hold(site.store, f"runs/{run}.lock", run, say=say)
 
 
 def prepare(experiment: Experiment) -> Site:
@@ -87,10 +106,7 @@ def prepare(experiment: Experiment) -> Site:
     data = read_data(local_data(recipe.data, experiment.cache)) if here else None
     if here and not registered and recipe.init != "none":
         start(recipe, {}, *data, torch.device("cpu"))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output: {output} cannot be made ({error.strerror}); choose another folder") from None
+    make_folder(output, "output")
     connect(tracking)
     check(store)
     for left in deliver_left(tracking, LEFT_SECONDS, LEFT_SECONDS / 3):

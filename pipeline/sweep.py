@@ -9,21 +9,23 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
-from pipeline import cluster, population, published, repeats, space
+from pipeline import cluster, population, published, repeats, space, trial_turns
 from pipeline.config import Experiment, experiment_of
 from pipeline.failures import why
 from pipeline.generations import evolve
-from pipeline.site import Site, absolute, prepare
+from pipeline.site import Site, absolute, absolute_values, one_driver, prepare
+from pipeline.storage.pointers import latest_of
 from pipeline.tracking.leftovers import reconcile
 from pipeline.tracking.runs import LAST_SECONDS
 from pipeline.trial_table import TrialTable
-from pipeline.trials import Plan, Trial, Values, describe, epochs_of, outcome, run_trial
+from pipeline.trials import Plan, Trial, Values, describe, epochs_of, outcome, run_name, run_trial
 from tood.config import config_hash
 from tood.errors import ConfigError, ToodError
 
@@ -34,6 +36,7 @@ PLAN = "sweep.json"
 
 def make_plan(values: Values) -> Plan:
     """List the trials and check every one of them before any starts. Raises ConfigError."""
+    values = absolute_values(values)  # a sweep is perhaps resumed from elsewhere
     experiment = experiment_of(values)
     config = experiment.sweep
     if config is None:
@@ -68,14 +71,31 @@ def make_plan(values: Values) -> Plan:
 
 
 def newest_plan(values: Values) -> Plan:
-    """The plan of the newest sweep of the same experiment and space, to be resumed. Raises ConfigError."""
-    experiment = absolute(experiment_of(values))
+    """The newest sweep of the same experiment and space, to be resumed: its name and its trials, under `values`.
+
+    What decides results is equal; places, addresses and how much runs at once are as they are given now. Raises ConfigError.
+    """
+    values = absolute_values(values)
+    experiment = experiment_of(values)
     folders = sorted(Path(experiment.output).glob(f"{experiment.name}-{_sweep_hash(experiment)}-*/{PLAN}"))
     if not folders:
         raise ConfigError(
             f"--resume: {experiment.output} holds no sweep of {experiment.name} with these settings; start it without --resume"
         )
-    return Plan(**json.loads(folders[-1].read_text()))
+    begun = Plan(**json.loads(folders[-1].read_text()))
+    before = experiment_of(begun.values)
+    if before.sweep.samples != experiment.sweep.samples and experiment.sweep.search != "grid":
+        raise ConfigError(
+            f"sweep.samples: {begun.sweep} was begun with {before.sweep.samples}, which cannot become {experiment.sweep.samples}; "
+            "give that number, or start another sweep without --resume"
+        )
+    if _bucket_of_state(before) != _bucket_of_state(experiment):
+        raise ConfigError(
+            f"--resume: Ray's state of {begun.sweep} lies in {_bucket_of_state(before) or 'the output folder'}, and by these "
+            f"ray.address and storage.url it would be looked for in {_bucket_of_state(experiment) or 'the output folder'}; give "
+            "those that it was begun with, or start another sweep without --resume"
+        )
+    return replace(begun, values=values)
 
 
 def run_sweep(
@@ -83,11 +103,18 @@ def run_sweep(
 ) -> tuple[Site, list[Trial]]:
     """Run or continue a sweep to its end. Trials come back best first; a failed trial does not end the others.
 
+    Raises StorageError while another process runs this sweep.
     run_trial: what a trial does in place of a training run (`tood bench sweep` has trials that learn nothing).
     """
     experiment = absolute(experiment_of(plan.values))
-    config = experiment.sweep
     site = prepare(experiment)
+    with one_driver(site, plan.sweep, say):
+        trials = _run(plan, experiment, site, say, run_trial)
+    return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))
+
+
+def _run(plan: Plan, experiment: Experiment, site: Site, say: Callable[[str], None], run_trial) -> list[Trial]:
+    config = experiment.sweep
     folder = site.output / plan.sweep
     folder.mkdir(exist_ok=True)
     (folder / PLAN).write_text(json.dumps(plan.__dict__, indent=1))
@@ -115,7 +142,7 @@ def run_sweep(
             reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[], seconds=LAST_SECONDS)
         raise
     reconcile(site.tracking, site.experiment_id, plan.sweep, alive=[])
-    return site, sorted(trials, key=lambda t: (t.best is None, -(t.best or 0), t.id))
+    return trials
 
 
 def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: int, say, table, run_trial) -> tune.ResultGrid:
@@ -126,33 +153,23 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
         run_trial(plan, site, gpus, chosen["trial"])
 
     trainable = tune.with_resources(trial, {"CPU": cluster.TRIAL_CPUS})
+    scheduler = trial_turns.scheduler(config, at_once)
     place, _, query = storage.partition("?")  # a URI may name an endpoint at its end
     saved = f"{place}/tune?{query}" if query else f"{place}/tune"
     if tune.Tuner.can_restore(saved):
         say("going on where the sweep was left")
-        # Resumed as it was configured, but for what is not part of the saved state: the callbacks.
+        # Resumed with the trials that it had; what this driver was told stands in the trainable, the scheduler and the table.
         tuner = tune.Tuner.restore(saved, trainable=trainable, resume_unfinished=True, resume_errored=True)
+        with suppress(RuntimeError):  # no result was saved yet
+            _require_checkpoints(plan, site, tuner.get_results())
         tuner._local_tuner._run_config.callbacks = [table]
+        tuner._local_tuner._tune_config.scheduler = scheduler
         return tuner.fit()
     search = None
     if config.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        axes = config.space
-
-        def suggest(optuna_trial: Any) -> Values:
-            return {"trial": space.suggest(axes, optuna_trial)}
-
-        search = OptunaSearch(space=suggest, metric=config.metric, mode="max", seed=config.seed)
-    scheduler = None
-    if config.scheduler == "asha":
-        # max_t is never reached: a trial ends by itself, and Tune need not kill its workers.
-        scheduler = ASHAScheduler(
-            time_attr="epoch",
-            max_t=max(epochs_of(plan, t) for t in plan.trials or [{}]) + 1,
-            grace_period=config.grace_epochs,
-            reduction_factor=config.reduction,
-        )
+        search = OptunaSearch(space=partial(_suggest, config.space), metric=config.metric, mode="max", seed=config.seed)
     tuner = tune.Tuner(
         trainable,
         param_space=None if plan.trials is None else {"trial": tune.grid_search(plan.trials)},
@@ -172,9 +189,30 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
     return tuner.fit()
 
 
+def _suggest(axes: Values, optuna_trial: Any) -> Values:
+    """Optuna's next trial. A function of the module, as the search is saved by plain pickle."""
+    return {"trial": space.suggest(axes, optuna_trial)}
+
+
 def _outcome(plan: Plan, site: Site, result: tune.Result) -> Trial:
     reached = result.metrics or {}
     return outcome(plan, site, reached.get("trial_id", ""), result.config["trial"], reached, why(result.error))
+
+
+def _require_checkpoints(plan: Plan, site: Site, results: tune.ResultGrid) -> None:
+    """Raises ConfigError where trials had checkpoints, and this store has none of them: it is another one."""
+    stored = [result.metrics["trial_id"] for result in results if (result.metrics or {}).get("best_prefix")]
+    if stored and not any(latest_of(site.store, run_name(plan, trial_id)) for trial_id in stored):
+        raise ConfigError(
+            f"--resume: {site.store_url} has no checkpoint of {plan.sweep}, {len(stored)} of whose trials have some; give the "
+            "storage.url that it was begun with, or start another sweep without --resume"
+        )
+
+
+def _bucket_of_state(experiment: Experiment) -> str:
+    """Where `Site.ray_storage` puts Ray's own state, but for the output folder, which may move: then \"\"."""
+    url = experiment.storage.url
+    return url.rstrip("/") if experiment.ray.address and url.startswith("s3://") else ""
 
 
 def _sweep_hash(experiment: Experiment) -> str:

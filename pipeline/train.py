@@ -70,7 +70,7 @@ def fit(
         result = trainer.fit()
     except (TrainingFailedError, WorkerGroupError, ControllerError) as error:
         raise cause(error, address.run) from None
-    except SystemExit:  # SIGTERM
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if stop_workers(address.run):
             print(f"{address.label}stopped behind a checkpoint; --resume goes on from it", flush=True)
         raise

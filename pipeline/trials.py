@@ -127,7 +127,7 @@ def outcome(plan: Plan, site: Site, trial_id: str, values: Values, told: Values,
     tracked.tags({"tood.outcome": status.lower()})
     if reached.get("best_prefix"):
         tracked.tags({CHECKPOINT: site.store.url_of(reached["best_prefix"])})
-        tracked.metrics({f"best_{experiment.sweep.metric.removeprefix('val/')}": reached["best"]}, step=0)
+        tracked.best(experiment.sweep.metric, reached["best"])
     tracked.finish({"STOPPED": "FINISHED"}.get(status, status))
     return Trial(
         id=trial_id,

@@ -30,7 +30,7 @@ from pipeline.errors import StorageError
 from pipeline.notice import confirm, hold_still, listen, told_to_stop
 from pipeline.registry.models import pull
 from pipeline.scratch import scratch_folder
-from pipeline.storage.checkpoints import fetch, prefix_of, remove_checkpoint, remove_others, upload_checkpoint
+from pipeline.storage.checkpoints import fetch, prefix_of, remove_others, remove_superseded, upload_checkpoint
 from pipeline.storage.opening import open_store
 from pipeline.storage.pointers import latest_of
 from pipeline.storage.store import Store
@@ -216,7 +216,7 @@ class Worker:
                 try:
                     self.within = upload_checkpoint(self.store, folder, self.address.run, asdict(progress))
                     if superseded not in ("", self.within):
-                        remove_checkpoint(self.store, superseded)
+                        remove_superseded(self.store, superseded)
                 except StorageError as error:  # it is a precaution, where the run does not end behind it
                     if report.stops:
                         raise
@@ -241,7 +241,7 @@ class Worker:
         def store() -> None:
             upload_checkpoint(self.store, report.checkpoint, self.address.run, asdict(progress))
             for superseded in {before.prefix, before.best_prefix, self.within} - {prefix, progress.best_prefix, ""}:
-                remove_checkpoint(self.store, superseded)
+                remove_superseded(self.store, superseded)
             self.within = ""
             shutil.rmtree(report.checkpoint)
 

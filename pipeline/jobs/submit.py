@@ -29,6 +29,7 @@ from pipeline.jobs.server import Job, JobServer
 from pipeline.tracking.facts import COMMIT, DIRTY, redact
 from tood.config import hash_of, to_dict
 from tood.errors import ConfigError, ToodError
+from tood.plain_yaml import read_yaml_text
 
 AT_HOME = ("submit", "jobs", "ui", "completion")  # verbs that make no sense on a cluster
 STOP_SECONDS = 60  # that a stopped job has to end its trials and say so to MLflow; Ray's own is 3
@@ -67,9 +68,12 @@ def plan(parser: Parser, words: Sequence[str], cluster: Cluster, excludes: Itera
             file = f"{Path(name).stem}.yaml"
             made[file] = yaml.safe_dump(values, sort_keys=False).encode()
             arguments += ["--experiment", _carried(file)] if word != name else [_carried(file)]
-        elif word.endswith((".yaml", ".yml")) and Path(word).is_file():
-            made[Path(word).name] = Path(word).read_bytes()
-            arguments.append(_carried(Path(word).name))
+        elif (file := _local_yaml(word)) is not None:
+            content = _whole_yaml(file, suite=path[0] == "nightly")
+            if made.setdefault(file.name, content) != content:
+                raise ConfigError(f"tood submit: {file}: another file of this name travels, too; rename one of the two")
+            option = f"{shlex.quote(word.partition('=')[0])}=" if word.startswith("--") else ""
+            arguments.append(option + _carried(file.name))
         else:
             arguments.append(shlex.quote(word))
     if hasattr(options, "settings"):
@@ -181,6 +185,28 @@ def _settings(options: argparse.Namespace) -> list[str]:
 def _experiment_name(options: argparse.Namespace) -> str | None:
     named = [word for word in getattr(options, "settings", ()) if "=" not in word]
     return getattr(options, "experiment", None) or (named[0] if named else None)
+
+
+def _local_yaml(word: str) -> Path | None:
+    """The YAML file of this machine that a word names, by itself or as --option=FILE."""
+    name = word.partition("=")[2] if word.startswith("--") else word
+    return Path(name) if name.endswith((".yaml", ".yml")) and Path(name).is_file() else None
+
+
+def _whole_yaml(file: Path, suite: bool) -> bytes:
+    """A file as it has to travel: with what it extends, which may lie beside it here and nowhere else. Raises ConfigError."""
+    values = load_values(str(file))
+    entries = [entry for kind in ("accuracy", "speed") for entry in values.get(kind) or [] if suite and isinstance(entry, dict)]
+    for entry in entries:
+        name = str(entry.get("experiment", ""))
+        if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute() and Path(name).is_file():
+            raise ConfigError(
+                f"tood submit: {file}, entry {entry.get('name')}: its experiment {name} is a file of this machine and does not "
+                "travel; name a shipped experiment with `settings`, or a file by its whole path on the cluster"
+            )
+    if "extends" in yaml.safe_load(read_yaml_text(file)):
+        return yaml.safe_dump(values, sort_keys=False).encode()
+    return file.read_bytes()
 
 
 def _identity(path: list[str], options: argparse.Namespace, experiment: Experiment, command: str) -> str:

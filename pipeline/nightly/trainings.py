@@ -58,7 +58,7 @@ def train_seed(experiment: Experiment, site: Site, entry: str, run: str, night: 
     outcome = {"metrics": progress.metrics, "newest": progress.prefix, "best": progress.best_prefix}
     outcome["best_value"] = progress.best_value if progress.best_prefix else None
     if progress.best_prefix:
-        tracked.metrics({f"best_{METRIC.removeprefix('val/')}": progress.best_value}, step=0)
+        tracked.best(METRIC, progress.best_value)
         tracked.tags({CHECKPOINT: site.store.url_of(progress.best_prefix)})
     tracked.tags({OUTCOME: json.dumps(outcome)})
     tracked.finish("FINISHED")

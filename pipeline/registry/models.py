@@ -118,12 +118,15 @@ def pull(uri: str, tracking_uri: str, destination: Path) -> Path:
         return download(find_version(client, wanted), tracking_uri, destination)
 
 
-def resolve(uri: str, tracking_uri: str) -> str:
-    """The version that a model's name means now, as models:/NAME/VERSION. Raises RegistryError like `pull`."""
+def resolve(uri: str, tracking_uri: str) -> tuple[str, str]:
+    """The version that a model's name means now, as models:/NAME/VERSION, and its digest. Raises RegistryError like `pull`.
+
+    The digest is empty for what was not published by `tood`, which `pull` refuses.
+    """
     wanted = parse(uri)
     with registry(tracking_uri) as client:
         version = find_version(client, wanted)
-    return f"models:/{version.name}/{version.version}"
+    return f"models:/{version.name}/{version.version}", version.tags.get(DIGEST, "")
 
 
 def models(tracking_uri: str) -> list[dict[str, Any]]:

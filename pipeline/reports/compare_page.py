@@ -16,7 +16,6 @@ from pipeline.tracking.access import connect
 from pipeline.tracking.log_to import log_to
 from tood.atomic import write_file
 from tood.errors import DataError
-from tood.evaluation import read_truth
 from tood.image_matches import NAMES
 
 
@@ -45,8 +44,8 @@ def compare_named(
         identity=[list(names), str(annotations), level, resamples],
     ) as run:
         place = Place(tracking, models, values, annotations)
-        file, subjects = read_subjects(list(names), place, say)
-        found = compare(subjects, read_truth(file), resamples=resamples, level=level)
+        truth, subjects = read_subjects(list(names), place, say)
+        found = compare(subjects, truth, resamples=resamples, level=level)
         plain, text = as_values(found), table(found)
         content = page_of(found)
         if page:

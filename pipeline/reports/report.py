@@ -24,7 +24,6 @@ from pipeline.tracking.runs import Run
 from tood.atomic import write_file
 from tood.config import to_dict
 from tood.errors import ConfigError, DataError, ToodError
-from tood.evaluation import read_truth
 
 ARTIFACT = "report.html"
 SHOWN_TRIALS = 25
@@ -154,8 +153,7 @@ def _verdict(facts: Facts, tracking: str, first: Trial, second: Trial, quick: bo
     with tempfile.TemporaryDirectory() as folder:
         place = Place(tracking, Path(folder), {"data": to_dict(facts.experiment.data)}, None)
         try:
-            annotations, subjects = read_subjects([first.run_id, second.run_id], place, say, stored_only=True)
-            truth = read_truth(annotations)
+            truth, subjects = read_subjects([first.run_id, second.run_id], place, say, stored_only=True)
         except ToodError as error:
             say(f"best and baseline are not compared image by image: {error}")
             return None

@@ -21,6 +21,7 @@ from pipeline.tracking.runs import CHECKPOINT, CONFIGURATION, DETECTIONS, IDENTI
 from tood.config import DataConfig, build
 from tood.data.coco import CocoData, read_split
 from tood.errors import DataError
+from tood.evaluation import Truth, read_truth
 from tood.inference import detect_all
 from tood.results import Detections, read_results
 
@@ -59,8 +60,8 @@ class Place(NamedTuple):
 
 def read_subjects(
     names: list[str], place: Place, say: Callable[[str], None], *, stored_only: bool = False
-) -> tuple[Path, list[Subject]]:
-    """The annotations and the subjects by name; stored_only: no detector is run, runs must have their detections in MLflow.
+) -> tuple[Truth, list[Subject]]:
+    """What is to be found and the subjects by name; stored_only: no detector is run, runs must have their detections in MLflow.
 
     Raises ToodError for names that lead nowhere and for data that differ.
     """
@@ -72,7 +73,8 @@ def read_subjects(
             raise DataError(f"{subject.name}: its runs are of {len(known)} configurations; a group is one configuration's seeds")
     if reader.annotations is None:
         raise DataError("files of detections do not say what they are about; give --annotations FILE, or an experiment's data")
-    return reader.annotations, subjects
+    split = None if place.annotations else reader.split  # a file given by hand counts as it is
+    return read_truth(reader.annotations, split.dropped_ids if split else ()), subjects
 
 
 class _Reader:

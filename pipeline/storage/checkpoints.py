@@ -26,6 +26,7 @@ from pipeline.storage.store import Store, check_key
 
 MODELS = "models"  # folder of a store: models put there by hand
 MANIFEST = "manifest.json"
+DESCRIBED = "model/MLmodel"  # beside a checkpoint's model, from before it is registered on
 
 
 class Readable(Protocol):
@@ -130,6 +131,12 @@ def remove_checkpoint(store: Store, prefix: str) -> None:
         store.delete(key)
 
 
+def remove_superseded(store: Store, prefix: str) -> None:
+    """Delete a checkpoint that its run needs no more, unless it was to be registered: that is `tood models gc`'s to judge."""
+    if f"{prefix}/{DESCRIBED}" not in store.list(prefix):
+        remove_checkpoint(store, prefix)
+
+
 def close_run(store: Store, run: str, chosen: Callable[[dict[str, Any]], str]) -> Latest | None:
     """End a run for good, as `pointers.close` does, and delete all of it but the chosen checkpoint. Raises StorageError."""
     closed = close(store, run, chosen)
@@ -139,11 +146,12 @@ def close_run(store: Store, run: str, chosen: Callable[[dict[str, Any]], str]) -
 
 
 def remove_others(store: Store, run: str, keep: Collection[str]) -> None:
-    """Delete all checkpoints of a run but those at the prefixes `keep`, and what unfinished uploads of it left."""
+    """Delete all checkpoints of a run but those at the prefixes `keep` and those that were to be registered, and what unfinished
+    uploads of it left."""
     folder = run_folder(run)
     found = {f"{folder}/{key.removeprefix(folder + '/').split('/')[0]}" for key in store.list(folder)}
     for prefix in found - {pointer_key(run), *keep}:
-        remove_checkpoint(store, prefix)
+        remove_superseded(store, prefix)
 
 
 def read_manifest(store: Readable, prefix: str, expected_digest: str | None = None) -> Manifest:

@@ -1,7 +1,7 @@
 """One holder at a time, on any machine: a lock in a pointer of the object store, kept alive by a heartbeat.
 
 Who holds it renews it every `beat` seconds; a holder that was killed loses it `lease` seconds after its last beat, by the
-machines' clocks.
+machines' clocks, and at once to whoever asks on its own machine.
 """
 
 import json
@@ -11,11 +11,12 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.errors import StorageError
+from pipeline.storage.process import has_ended, this_process
 from pipeline.storage.store import Store
 
 LEASE, BEAT = 60.0, 10.0  # seconds
@@ -27,7 +28,8 @@ class Held:
     def __init__(self, store: Store, key: str, lease: float):
         self._store, self._key, self._lease = store, key, lease
         self._owner = uuid.uuid4().hex
-        self._ticket = {"owner": self._owner, "who": f"process {os.getpid()} on {platform.node()}", "since": time.time()}
+        who = f"process {os.getpid()} on {platform.node()}"
+        self._ticket = {"owner": self._owner, "who": who, "process": this_process(), "since": time.time()}
         self._lost = False
 
     def check(self) -> None:
@@ -38,14 +40,20 @@ class Held:
                 "the store; this one stops, run the same command again once the other is done"
             )
 
-    def _take(self, what: str, patience: float) -> None:
-        deadline = time.monotonic() + patience
+    def _take(self, what: str, patience: float, say: Callable[[str], None] | None) -> None:
+        begun, first = time.monotonic(), None
         while True:
             raw, etag = self._store.read_pointer(self._key)
             held = _read(raw)
-            if held["until"] < time.time() and self._store.swap_pointer(self._key, self._bytes(), etag):
+            free = held["until"] < time.time() or has_ended(held.get("process"))
+            if free and self._store.swap_pointer(self._key, self._bytes(), etag):
                 return
-            if time.monotonic() > deadline and held["until"] >= time.time():
+            sign = held["owner"], held.get("beat")
+            if say and not first and not free:
+                first, patience = sign, max(patience, 1.2 * self._lease)
+                say(f"waiting for a sign of life of {held.get('who', 'an unknown process')}, which had {what}")
+            waited = time.monotonic() - begun > patience
+            if not free and (waited or (say and sign != first)):
                 raise StorageError(_refusal(self._store.url_of(self._key), what, held))
             time.sleep(random.uniform(0.05, 0.25))
 
@@ -67,13 +75,24 @@ class Held:
 
 
 @contextmanager
-def hold(store: Store, key: str, what: str, *, patience: float = 0, lease: float = LEASE, beat: float = BEAT) -> Iterator[Held]:
+def hold(
+    store: Store,
+    key: str,
+    what: str,
+    *,
+    patience: float = 0,
+    say: Callable[[str], None] | None = None,
+    lease: float = LEASE,
+    beat: float = BEAT,
+) -> Iterator[Held]:
     """Hold the lock `key` for the length of the block. what: whose it is, in words.
 
     Raises StorageError after `patience` seconds of waiting (at once by default) that names who holds it and since when.
+    With `say`, which is told of it, a holder that may have been killed elsewhere is waited for: until it gives a sign of life,
+    which raises, or its lease ends.
     """
     held = Held(store, key, lease)
-    held._take(what, patience)
+    held._take(what, patience, say)
     over = threading.Event()
 
     def keep() -> None:

@@ -173,6 +173,19 @@ class Run:
         tags, client = _run_tags(values), mlflow_client(self.uri)
         patiently(f"tags of run {self.run_id}", lambda: client.log_batch(self.run_id, tags=tags), OUTAGE_SECONDS)
 
+    def best(self, metric: str, value: float) -> None:
+        """The best value of a metric so far, of val/AP as best_AP; one that is there is superseded. Waits for MLflow, as `tags`.
+
+        All at step 0, as one figure of a run, which MLflow draws as a bar; of several it shows the latest.
+        """
+        key, client = metric_key(f"best_{metric.removeprefix('val/')}"), mlflow_client(self.uri)
+
+        def log_new() -> None:
+            if client.get_run(self.run_id).data.metrics.get(key) != value:
+                client.log_metric(self.run_id, key, value, step=0)
+
+        patiently(f"{key} of run {self.run_id}", log_new, OUTAGE_SECONDS)
+
     def note(self, values: Mapping[str, Any]) -> None:
         """Set tags as metrics are logged: now or later, without raising."""
         self._outbox.put(_run_tags(values))

@@ -5,7 +5,7 @@ import json
 import sys
 
 from pipeline.arguments import Verbs, image_size, number
-from pipeline.verbs.shared import EXPERIMENT, SETTINGS, show
+from pipeline.verbs.shared import EXPERIMENT, SETTINGS, json_line, show
 
 
 def add_to(verbs: Verbs) -> None:
@@ -57,7 +57,7 @@ def _train(options: argparse.Namespace) -> None:
 
     progress, version = train_experiment(values, resume=options.resume, stop_after=options.stop_after)
     if options.json:
-        print(json.dumps({**progress.__dict__, "version": version and version.version}))
+        print(json_line({**progress.__dict__, "version": version and version.version}))
 
 
 def _sweep(options: argparse.Namespace) -> int | None:
@@ -80,7 +80,7 @@ def _sweep(options: argparse.Namespace) -> int | None:
     site, trials = run_sweep(plan)
     version = conclude(plan, site, trials)
     if options.json:
-        print(json.dumps({"sweep": plan.sweep, "trials": [t.__dict__ for t in trials], "version": version and version.version}))
+        print(json_line({"sweep": plan.sweep, "trials": [t.__dict__ for t in trials], "version": version and version.version}))
     return 1 if any(t.status == "FAILED" for t in trials) else None
 
 

@@ -1,9 +1,12 @@
 """What several verbs say or need."""
 
 import argparse
+import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tood.errors import ToodError
 
@@ -66,6 +69,19 @@ def table(head: list[str], rows: list[list[str]], nothing: str) -> None:
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     for line in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def json_line(values: Any) -> str:
+    """JSON on one line; numbers that JSON does not have, such as the best figure of a run without evaluation, are null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(values))
 
 
 def human_bytes(count: int) -> str:

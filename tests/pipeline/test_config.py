@@ -54,6 +54,7 @@ def test_a_row_of_the_table_takes_the_place_of_another(tiny, name):
         (["model.box=delta"], "'delta' is relative to an anchor's size; set prior=anchor or box=distance"),
         (["model.prior=anchor"], "'anchor' has no effect on box=distance; set box=delta or prior=point"),
         (["model.groups=7"], "channels: 16 is not a multiple of groups=7"),
+        (["model.bins=8"], r"model\.bins: 8 has no effect on box=distance; leave bins out"),
     ],
 )
 def test_choices_that_contradict_each_other_are_explained(tiny, overrides, message):

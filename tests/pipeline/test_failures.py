@@ -1,5 +1,6 @@
 """Which failures of workers are tried again, and what a person is told of them."""
 
+import os
 import threading
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from ray.train.v2._internal.execution.controller.placement_group_cleaner import 
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline import failures
+from pipeline import cleaner, failures
 from pipeline.cleaner import Cleaner, CleanerCallback, watching_at_once
 from pipeline.errors import ClusterError, StorageError
 from pipeline.failures import _Policy, cause, why
@@ -58,11 +59,14 @@ def test_a_person_is_told_what_a_worker_meant():
 
 def test_what_frees_a_dead_runs_places_watches_from_its_first_moment_on(monkeypatch):
     """Ray's waits for a call that never comes where the controller died while the cleaner's process was starting."""
-    gone = threading.Event()
-    monkeypatch.setattr(placement_group_cleaner, "is_actor_alive", lambda **asked: False)
+    gone, asked_at = threading.Event(), []
+    monkeypatch.setenv("RAY_ADDRESS", "another:6379")
+    monkeypatch.setattr(cleaner.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="own:6379"))
+    monkeypatch.setattr(placement_group_cleaner, "is_actor_alive", lambda **asked: asked_at.append(os.environ["RAY_ADDRESS"]))
     monkeypatch.setattr(PlacementGroupCleaner, "_exit", lambda self: gone.set())
     Cleaner(controller_actor_id="dead", check_interval_s=0.01, get_actor_timeout_s=1, stop_timeout=1)
     assert gone.wait(10)
+    assert asked_at == ["own:6379"]  # not at whatever cluster is found on the machine: there may be two
     rays_own = placement_group_callback.PlacementGroupCleanerCallback()
     other = object()
     own, kept = watching_at_once([rays_own, other])

@@ -74,6 +74,26 @@ def test_configurations_share_a_hash_whatever_their_seed(values):
     assert shared[0] == shared[2] == shared[4] != shared[1] == shared[3]
 
 
+def test_columns_are_all_parameters_in_which_trials_differ_and_not_the_best_ones_alone():
+    """ATSS has no alpha; TOOD's trials differ in it. What TOOD alone has, and always alike, tells none of its trials apart."""
+    own = [{"topk": 9}, {"alpha": 0.5, "window": 3}, {"alpha": 1.0, "window": 3}]
+    kinds = ["atss", "task_aligned", "task_aligned"]
+    trials = [
+        trial(1.0, 0, 0.4 - i / 10, params={"objective": kind, "layers": 6, **params})
+        for i, (kind, params) in enumerate(zip(kinds, own, strict=True))
+    ]
+    assert publish.differing(trials) == ["objective", "topk", "alpha"]
+    assert publish.differing([]) == []
+    rows = [{"params": publish._told({}, t.values, t, publish.differing(trials)), "published": None} for t in trials]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in publish.ranking(trials, rows, "val/AP").splitlines()]
+    assert [row[1:4] for row in (table[0], *table[2:])] == [
+        ["objective", "topk", "alpha"],
+        ["atss", "9", ""],
+        ["task_aligned", "", "0.5"],
+        ["task_aligned", "", "1.0"],
+    ]
+
+
 def trial(alpha: float, seed: int, best: float | None, **more) -> Trial:
     known = {"id": f"{alpha}-{seed}", "run_id": "r", "params": {"alpha": alpha, "seed": seed}, "best_epoch": 2, "prefix": "p"}
     status = {"epochs": 4, "seconds": 60.0, "status": "FAILED" if best is None else "FINISHED"}
@@ -144,7 +164,7 @@ def test_the_best_configurations_best_seed_is_registered_and_the_report_is_there
         run.params(outcome.params)
         run.metrics({"val/AP": outcome.best / 2}, step=1, epoch=1)
         run.metrics({"val/AP": outcome.best}, step=2, epoch=2)
-        run.metrics({"best_AP": outcome.best}, step=0)
+        run.best("val/AP", outcome.best)
         run.finish()
         outcomes.append(replace(outcome, run_id=run.run_id, prefix=f"run/{place}"))
     said = []

@@ -15,7 +15,7 @@ from tests.tiny import write_experiment
 
 pytestmark = pytest.mark.system
 
-EPOCHS, IMAGES, STEPS = 8, 16, 4
+EPOCHS, IMAGES, STEPS = 20, 16, 4  # so many that the notice, which takes its seconds to be given, comes before the end
 GRACE = 20  # seconds from the notice until the node goes
 DRAIN = """
 import ray, subprocess, sys

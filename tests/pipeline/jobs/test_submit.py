@@ -95,6 +95,43 @@ def test_the_job_goes_to_its_folder_and_reads_the_experiment_that_it_brought(clu
     assert "extends" not in yaml.safe_load(carried.read_text())
 
 
+@pytest.mark.parametrize("words", [["--measure", "./mine.yaml"], ["--measure=mine.yaml"]])
+def test_an_options_yaml_file_brings_what_it_extends(cluster, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    Path("base1.yaml").write_text("extends: demo\ntrain: {lr: 0.25}\n")
+    Path("mine.yaml").write_text("extends: base1\n")
+    submission = planned(cluster, "models", "promote", "digits/3", *words)
+    assert submission.entrypoint.endswith(words[0].removesuffix("mine.yaml") + (" " * (len(words) - 1)) + '"$OLDPWD"/mine.yaml')
+    carried = yaml.safe_load(submission.package.made["mine.yaml"])
+    assert carried == load_values("mine.yaml")
+    assert carried["train"]["lr"] == 0.25
+
+
+def test_a_suite_travels_with_what_it_extends_and_not_without_its_experiments(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("night.yaml").write_text("extends: parts\naccuracy: [{name: a, experiment: demo}]\n")
+    Path("parts.yaml").write_text("parity: [{name: evaluators, images: 20}]\n")
+    assert set(yaml.safe_load(planned(cluster, "nightly", "night.yaml").package.made["night.yaml"])) > {"accuracy", "parity"}
+    Path("night.yaml").write_text("accuracy: [{name: a, experiment: base1.yaml}, {name: b, experiment: /shared/base2.yaml}]\n")
+    planned(cluster, "nightly", "night.yaml")  # both are the cluster's
+    Path("base1.yaml").write_text("extends: demo\n")
+    with pytest.raises(ConfigError, match=r"night.yaml, entry a: its experiment base1.yaml is a file of this machine"):
+        planned(cluster, "nightly", "night.yaml")
+
+
+def test_files_that_cannot_travel_are_refused_in_words(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("latin.yaml").write_bytes("parity: [{name: ä}]\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin.yaml: is not valid YAML: byte 16 is no UTF-8"):
+        planned(cluster, "nightly", "latin.yaml")
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        Path(folder, "same.yaml").write_text(f"description: {folder}\n")
+    words = ["models", "promote", "digits/3", "--measure", "one/same.yaml", "--why", "two/same.yaml"]
+    with pytest.raises(ConfigError, match="another file of this name travels"):
+        planned(cluster, *words)
+
+
 def test_the_entrypoint_is_what_a_shell_runs(cluster, tmp_path):
     """With echo in place of Python: words arrive as they were typed, the carried file by its whole path."""
     folder, brought = tmp_path / "the lab", tmp_path / "brought"

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.detect import find_model
 from pipeline.errors import IntegrityError, MissingObjectError, RegistryError
-from pipeline.registry.models import decide, pull, resolve
-from pipeline.storage.checkpoints import verify
+from pipeline.registry.models import DIGEST, decide, pull, resolve
+from pipeline.storage.checkpoints import remove_others, verify
 from tests.pipeline.publisher import DATA, alias
 from tests.servers import free_ports
 
@@ -48,11 +48,21 @@ def test_the_same_model_again_is_the_same_version(publisher, client):
     assert len(client.search_model_versions(f"name = '{publisher.name}'")) == 2
 
 
-def test_a_model_kept_from_an_earlier_pull_does_not_stand_for_a_new_champion(publisher, tracking_uri, tmp_path):
+def test_a_run_that_goes_on_leaves_its_registered_checkpoint(publisher, tracking_uri, tmp_path):
+    publisher(1, 0.4)
+    plain, newest = publisher.upload(2), publisher.upload(3)
+    remove_others(publisher.store, "run", {newest})
+    assert publisher.store.list(plain) == []
+    pulled = pull(f"models:/{publisher.name}/1", tracking_uri, tmp_path / "pulled")
+    assert (pulled / "model.safetensors").read_bytes() == (tmp_path / "checkpoint1/model/model.safetensors").read_bytes()
+
+
+def test_a_model_kept_from_an_earlier_pull_does_not_stand_for_a_new_champion(publisher, client, tracking_uri, tmp_path):
     name, found = f"models:/{publisher.name}@champion", []
     for version, value in ((1, 0.4), (2, 0.5)):
         publisher(version, value)
-        assert resolve(name, tracking_uri) == f"models:/{publisher.name}/{version}"
+        digest = client.get_model_version(publisher.name, str(version)).tags[DIGEST]
+        assert resolve(name, tracking_uri) == (f"models:/{publisher.name}/{version}", digest)
         folders = {find_model(name, tracking_uri, tmp_path / "kept") for _ in range(2)}  # pulled, then verified
         assert len(folders) == 1
         found.append((folders.pop() / "model.safetensors").read_bytes())

@@ -55,11 +55,24 @@ def place(runs, **changes) -> Place:
     return Place(uri, folder / "models", {}, None)._replace(**changes)
 
 
+def test_what_reading_dropped_is_nothing_to_be_found(runs, tmp_path):
+    folder, _, ids = runs
+    content = json.loads((folder / "data/val.json").read_text())
+    bad = [content["annotations"][0] | {"id": 900 + i, "bbox": box} for i, box in enumerate([[], [5, 5, 0, 10]])]
+    file = tmp_path / "val.json"
+    file.write_text(json.dumps(content | {"annotations": bad + content["annotations"]}))
+    split = {"root": str(folder / "data"), "val": {"annotations": str(file), "images": "val"}, "invalid_boxes": "drop"}
+    truth, _ = read_subjects(ids[:1], place(runs, values={"data": split}), print)
+    assert len(truth.annotations) == len(content["annotations"])
+    with pytest.raises(DataError, match=r"bbox \[\] is not four"):  # a file given by hand counts as it is
+        read_subjects(ids[:1], place(runs, annotations=file), print)
+
+
 def test_runs_trials_and_configurations_are_found_with_their_detections(runs):
     folder, _, ids = runs
     names = [ids[0], "sweep/0-0", CONFIGURATIONS[0], ",".join(ids[3:]), "sweep/2"]
-    annotations, subjects = read_subjects(names, place(runs), print)
-    assert annotations == folder / "data/val.json"
+    truth, subjects = read_subjects(names, place(runs), print)
+    assert truth.path == folder / "data/val.json"
     assert [len(s.members) for s in subjects] == [1, 1, 3, 3, 3]
     assert [s.configuration for s in subjects] == [CONFIGURATIONS[0]] * 3 + [CONFIGURATIONS[1]] * 2
     for column, same in zip(subjects[0].members[0].detections, detected(folder, 0.03, 0), strict=True):
@@ -166,7 +179,6 @@ def test_mistakes_are_one_clear_line(words, message, tmp_path, capsys, monkeypat
 
 def test_figures_that_are_not_defined_are_no_metrics(runs):
     from pipeline.reports.compare import compare
-    from tood.evaluation import read_truth
 
-    annotations, subjects = read_subjects(runs[2][:2], place(runs), print)
-    assert "compare/AP_large" not in metrics_of(compare(subjects, read_truth(annotations), resamples=100))
+    truth, subjects = read_subjects(runs[2][:2], place(runs), print)
+    assert "compare/AP_large" not in metrics_of(compare(subjects, truth, resamples=100))

@@ -1,6 +1,8 @@
 """The lock of a suite: one holder, told by name; alive by its heartbeat; free again after a silence."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +12,10 @@ import pytest
 from pipeline.errors import StorageError
 from pipeline.storage.lock import hold
 from pipeline.storage.opening import open_store
+from pipeline.storage.process import this_process
 
 KEY = "locks/s"
+TELL = "import json; from pipeline.storage.process import this_process; print(json.dumps(this_process()))"
 
 
 @pytest.fixture
@@ -108,4 +112,37 @@ def test_patience_outlasts_a_dead_holder(store):
     with pytest.raises(StorageError, match="held by an unknown process"), hold(store, KEY, "suite s"):
         pass
     with hold(store, KEY, "suite s", patience=10):
+        pass
+
+
+def put(store, **changes) -> None:
+    _, etag = store.read_pointer(KEY)
+    values = {"owner": "other", "who": "process 7 on far", "until": time.time() + 60, "beat": 1} | changes
+    assert store.swap_pointer(KEY, json.dumps(values).encode(), etag)
+
+
+@pytest.mark.skipif(this_process() is None, reason="the system does not tell of processes")
+def test_a_holder_that_was_killed_on_this_machine_is_in_nobodys_way(store):
+    child = subprocess.run([sys.executable, "-c", TELL], capture_output=True, check=True)
+    put(store, process=json.loads(child.stdout))
+    with hold(store, KEY, "suite s") as held:
+        assert ticket(store)["owner"] == held._owner
+
+
+def test_a_silent_holder_elsewhere_is_waited_for_and_one_that_lives_is_not(store):
+    said = []
+    put(store, until=time.time() + 1)
+    with hold(store, KEY, "run r", say=said.append):
+        assert said == ["waiting for a sign of life of process 7 on far, which had run r"]
+    with hold(store, KEY, "run r", beat=0.3):
+        started = time.monotonic()
+        with pytest.raises(StorageError, match="run r runs already"), hold(store, KEY, "run r", say=said.append):
+            pass
+        assert time.monotonic() - started < 20  # a beat, and not a lease
+    assert len(said) == 2
+
+
+def test_a_holder_whose_clock_is_ahead_is_not_waited_for_without_end(store):
+    put(store, until=time.time() + 3600)
+    with pytest.raises(StorageError, match="run r runs already"), hold(store, KEY, "run r", say=lambda line: None, lease=1):
         pass

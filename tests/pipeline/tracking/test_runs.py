@@ -136,6 +136,15 @@ def test_steps_repeated_after_a_resume_leave_one_point(uri, client, run):
     assert resumed.last_step("never") is None
 
 
+def test_the_best_value_is_the_latest_that_was_said(uri, client, run):
+    run.best("val/AP", 0.02)
+    gone_on_with = Run.attach(uri, run.run_id)
+    for value in (0.03, 0.03):
+        gone_on_with.best("val/AP", value)
+    assert client.get_run(run.run_id).data.metrics["best_AP"] == 0.03
+    assert [m.value for m in client.get_metric_history(run.run_id, "best_AP")] == [0.02, 0.03]
+
+
 def test_one_step_twice_in_a_call_chain_is_one_point(client, run):
     run.metrics({"a": 1.0}, 0)
     run.metrics({"a": 2.0}, 0)
