@@ -68,8 +68,10 @@ def absolute(experiment: Experiment) -> Experiment:
         cache = replace(cache, dir=str(Path(cache.dir).absolute()))
     init = experiment.init
     if init not in ("none", "imagenet") and not init.startswith("models:/"):
-        init = str(Path(init).expanduser().absolute())
-        if not Path(init).exists():
+        on_nodes = experiment.ray.address and init.startswith(("/", "~"))  # where a home is each node's own
+        if (here := Path(init).expanduser().absolute()).exists():
+            init = str(here)
+        elif not on_nodes:
             raise ConfigError(f"init: {experiment.init} does not exist; give a model folder, models:/NAME@alias, imagenet or none")
     return replace(experiment, output=output, data=data, cache=cache, init=init)
 

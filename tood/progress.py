@@ -7,6 +7,12 @@ from tood.evaluation import Figures
 from tood.results import Detections
 
 
+def as_hours(seconds: float) -> str:
+    """HH:MM:SS, whose hours go on past a day, where a clock's start anew."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
+
+
 @dataclass(frozen=True)
 class StepReport:
     """Sent by rank 0 every `log_every` steps: means since the last report."""
@@ -20,8 +26,7 @@ class StepReport:
     def line(self, epochs: int) -> str:
         m = self.metrics
         done = self.step - self.epoch * self.steps_per_epoch
-        minutes, seconds = divmod(int(self.seconds_left), 60)
-        left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"  # hours go on past a day: a clock's would start anew
+        left = as_hours(self.seconds_left)
         memory = f" mem {m['perf/gpu_memory_gb']:.1f}G" if "perf/gpu_memory_gb" in m else ""
         losses = " ".join(f"{k.removeprefix('train/loss_')} {v:.4f}" for k, v in m.items() if k.startswith("train/loss_"))
         return (

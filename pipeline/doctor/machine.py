@@ -129,9 +129,12 @@ def weights(patient: Patient) -> Iterator[Finding]:
             yield Finding("init", "advice", "ImageNet weights are not in torch's cache; the first run downloads them",
                           f"where there is no way out, put {file.name} into {file.parent}, or set init=none")  # fmt: skip
     elif init != "none" and not init.startswith("models:/"):
-        found = Path(init).expanduser().exists()
-        do = "" if found else "give a model folder, models:/NAME@alias, imagenet or none"
-        yield Finding("init", "ok" if found else "problem", f"{init}{'' if found else ' does not exist'}", do)
+        if Path(init).expanduser().exists():
+            yield Finding("init", "ok", init)
+        elif patient.cluster or patient.experiment.ray.address:
+            yield Finding("init", "advice", f"{init} is not on this machine", "see that it is on every node")
+        else:
+            yield Finding("init", "problem", f"{init} does not exist", "give a model folder, models:/NAME@alias, imagenet or none")
 
 
 def _installed(name: str) -> bool:

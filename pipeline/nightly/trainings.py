@@ -97,6 +97,9 @@ def remove_what_is_not_needed(site: Site, trained: list[Trained], kept: set[str]
                 remove_checkpoint(site.store, prefix)
         if one.run_id and one.best not in kept:
             Run.attach(site.tracking, one.run_id).tags({CHECKPOINT: ""})
+        with suppress(StorageError):
+            for key in site.store.list(f"ray/{one.run}"):  # where `Site.ray_storage` puts it on a cluster
+                site.store.delete(key)
         shutil.rmtree(site.output / one.run, ignore_errors=True)
 
 

@@ -89,10 +89,12 @@ class _Told:
         self.done, self.began, self.said = 0, time.monotonic(), 0.0
 
     def __call__(self, found: dict, count: int) -> None:
+        from tood.progress import as_hours
+
         self.done += 1
         spent = time.monotonic() - self.began
         if spent - self.said > SAY_SECONDS:
-            left = time.strftime("%H:%M:%S", time.gmtime(spent / self.done * (count - self.done)))
+            left = as_hours(spent / self.done * (count - self.done))
             print(f"image {self.done}/{count} img/s {self.done / spent:.1f} eta {left}", file=sys.stderr, flush=True)
             self.said = spent
 

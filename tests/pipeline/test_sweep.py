@@ -11,7 +11,7 @@ import pytest
 from pipeline import sweep
 from pipeline.config import experiment_of
 from pipeline.experiment_files import load_values
-from pipeline.site import Site
+from pipeline.site import Site, absolute
 from pipeline.storage.checkpoints import upload_checkpoint
 from pipeline.storage.folder import FolderStore
 from pipeline.storage.lock import hold
@@ -102,3 +102,17 @@ def test_a_sweep_that_is_driven_already_is_refused(file, tmp_path, monkeypatch):
     with hold(site.store, f"runs/{plan.sweep}.lock", plan.sweep, beat=0.2), pytest.raises(ToodError, match="runs already"):
         sweep.run_sweep(plan, lambda line: None)
     assert not (tmp_path / plan.sweep).exists()
+
+
+def test_initial_weights_may_lie_on_a_clusters_nodes_alone(tmp_path):
+    def init(path: str, *settings: str) -> str:
+        return absolute(experiment_of(load_values(str(write_experiment(tmp_path)), [f"init={path}", *settings]))).init
+
+    (tmp_path / "here.safetensors").touch()
+    assert init(f"{tmp_path}/here.safetensors", "ray.address=auto") == f"{tmp_path}/here.safetensors"
+    for elsewhere in ("/nowhere/weights", "~/nowhere/weights"):
+        assert init(elsewhere, "ray.address=auto") == elsewhere
+        with pytest.raises(ConfigError, match=r"init: .* does not exist"):
+            init(elsewhere)
+    with pytest.raises(ConfigError, match=r"init: .* does not exist"):
+        init("nowhere/weights", "ray.address=auto")  # relative to what?
