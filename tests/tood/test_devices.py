@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves
 from tests.tood.assigning import ASSIGNERS, assign, random_batch
 from tests.tood.dense import OBJECTS, everywhere
 from tests.tood.test_objectives import CASES, losses_of, predictions_for, wild
-from tood import group_norm
+from tood import explanation, group_norm
 from tood.assign import task_aligned
 from tood.bench.cases import drawn_batch
 from tood.config import build
 from tood.data import batches
 from tood.data.batches import Batch
-from tood.data.targets import Targets, pad_targets
+from tood.data.targets import Targets
 from tood.detector import Detector
 from tood.detectors import DETECTORS, ModelConfig, build_detector
 from tood.devices import kernels, known_to_host, pick
@@ -253,9 +253,16 @@ def test_picking_is_gathering(shape, as_on_accelerator):
     torch.testing.assert_close(found[0][:2], found[1][:2])
 
 
-def test_targets_lie_where_their_boxes_do():
-    boxes, labels = [torch.zeros(2, 4, device="meta")], [torch.zeros(2, dtype=torch.long, device="meta")]
-    assert {value.device.type for value in pad_targets(boxes, labels, boxes)} == {"meta"}
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_what_explains_a_detector_is_where_the_detector_is(pretended, monkeypatch, detector):
+    stacked = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8), torch.tensor([[SIDE, SIDE]])
+    monkeypatch.setattr(explanation, "stack_images", lambda images: stacked)  # which reads sizes, that are no more here
+    pretended.allow_non_fake_inputs = True
+    with pretended:
+        with torch.device("cuda"):
+            model = build_detector(build(ModelConfig, {"detector": detector, **SLIM}), CLASSES).eval()
+        found = explanation.explain(model, stacked[0][0], torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))
+    assert found.owner.device.type == "cpu"  # to be drawn
 
 
 @pytest.mark.parametrize(("name", "sent"), [("tood", False), ("ddod", True)])
