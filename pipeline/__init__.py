@@ -11,6 +11,7 @@ for _name, _value in {
     "RAY_TQDM_PATCH_PRINT": "0",  # a print that Ray has put its own in place of cannot be saved with a sweep's callbacks
     "RAY_DEDUP_LOGS": "0",  # it takes the progress lines of different trials for repetitions
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without evaluation report no AP
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C would count as the sweep's end, and its unfinished trials as stopped for good
     "RAY_AIR_NEW_OUTPUT": "0",  # the table of trials is ours
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere unasked
     "MLFLOW_DISABLE_TELEMETRY": "true",

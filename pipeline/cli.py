@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         clusters.enter(options)
         code = options.run(options) or 0
-        sys.stdout.flush()  # here, where it can still be said that this failed
+        if sys.stdout:  # a daemon may have none
+            sys.stdout.flush()  # here, where it can still be said that this failed
         return code
     except ToodError as error:
         print(f"error: {redact_known(str(error))}", file=sys.stderr)  # it may quote what a person typed

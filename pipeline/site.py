@@ -68,11 +68,11 @@ def absolute(experiment: Experiment) -> Experiment:
         cache = replace(cache, dir=str(Path(cache.dir).absolute()))
     init = experiment.init
     if init not in ("none", "imagenet") and not init.startswith("models:/"):
-        on_nodes = experiment.ray.address and init.startswith(("/", "~"))  # where a home is each node's own
-        if (here := Path(init).expanduser().absolute()).exists():
-            init = str(here)
-        elif not on_nodes:
+        here = Path(init).expanduser().absolute()
+        if not here.exists() and not (experiment.ray.address and init.startswith(("/", "~"))):  # it may lie on nodes alone
             raise ConfigError(f"init: {experiment.init} does not exist; give a model folder, models:/NAME@alias, imagenet or none")
+        if not (experiment.ray.address and init.startswith("~")):  # a home is each node's own; and so a hash is the same on all
+            init = str(here)
     return replace(experiment, output=output, data=data, cache=cache, init=init)
 
 
@@ -91,7 +91,8 @@ def tracking_address(experiment: Experiment, output: Path) -> str:
 def one_driver(site: Site, run: str, say: Callable[[str], None]) -> AbstractContextManager[Held]:
     """For as long as a run or a sweep is driven: a second driver would train the same, and remove what the first relies on.
 
-    A driver that was killed here is in nobody's way; of one elsewhere a sign of life is waited for.
+    A driver that was killed here is in nobody's way; of one elsewhere a sign of life is waited for. One that the store did not
+    hear of for a minute is taken for dead.
     """
     return hold(site.store, f"runs/{run}.lock", run, say=say)
 

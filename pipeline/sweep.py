@@ -41,11 +41,7 @@ def make_plan(values: Values) -> Plan:
     config = experiment.sweep
     if config is None:
         raise ConfigError(f"{experiment.name}: has no `sweep:` section; add axes under sweep.space, or use `tood train`")
-    if experiment.ray.workers_min and config.max_concurrent != 1:
-        raise ConfigError(
-            "ray.workers_min: a run of varying size takes what it finds, and trials at the same time would take it from each "
-            "other; set sweep.max_concurrent=1, or ray.workers_min=0"
-        )
+    _check_turns(experiment)
     axes = space.check_space(config.space, config.search)
     if config.search == "grid":
         trials = space.grid(axes)
@@ -77,6 +73,7 @@ def newest_plan(values: Values) -> Plan:
     """
     values = absolute_values(values)
     experiment = experiment_of(values)
+    _check_turns(experiment)
     folders = sorted(Path(experiment.output).glob(f"{experiment.name}-{_sweep_hash(experiment)}-*/{PLAN}"))
     if not folders:
         raise ConfigError(
@@ -89,6 +86,11 @@ def newest_plan(values: Values) -> Plan:
             f"sweep.samples: {begun.sweep} was begun with {before.sweep.samples}, which cannot become {experiment.sweep.samples}; "
             "give that number, or start another sweep without --resume"
         )
+    if before.sweep.metric != experiment.sweep.metric:
+        raise ConfigError(
+            f"sweep.metric: {begun.sweep} was begun with {before.sweep.metric}, by which its best checkpoints were chosen; give "
+            "that, or start another sweep without --resume"
+        )
     if _bucket_of_state(before) != _bucket_of_state(experiment):
         raise ConfigError(
             f"--resume: Ray's state of {begun.sweep} lies in {_bucket_of_state(before) or 'the output folder'}, and by these "
@@ -96,6 +98,14 @@ def newest_plan(values: Values) -> Plan:
             "those that it was begun with, or start another sweep without --resume"
         )
     return replace(begun, values=values)
+
+
+def _check_turns(experiment: Experiment) -> None:
+    if experiment.ray.workers_min and experiment.sweep.max_concurrent != 1:
+        raise ConfigError(
+            "ray.workers_min: a run of varying size takes what it finds, and trials at the same time would take it from each "
+            "other; set sweep.max_concurrent=1, or ray.workers_min=0"
+        )
 
 
 def run_sweep(
@@ -164,6 +174,7 @@ def _tune(plan: Plan, experiment: Experiment, site: Site, gpus: float, at_once: 
             _require_checkpoints(plan, site, tuner.get_results())
         tuner._local_tuner._run_config.callbacks = [table]
         tuner._local_tuner._tune_config.scheduler = scheduler
+        tuner._local_tuner._tune_config.time_budget_s = config.time_budget_minutes * 60 or None
         return tuner.fit()
     search = None
     if config.search == "optuna":

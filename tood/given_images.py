@@ -10,7 +10,7 @@ from torch import Tensor
 from tood.errors import DataError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OUTSIDE = 0.5 / 255  # that a float may leave [0, 1] by, as after a resize: it is the same pixel
+OUTSIDE = 0.5  # that a float may leave [0, 1] by, as after a bicubic resize; what is further out is of another scale
 
 
 def listed(images: Any) -> list:

@@ -45,15 +45,16 @@ class Held:
         while True:
             raw, etag = self._store.read_pointer(self._key)
             held = _read(raw)
-            free = held["until"] < time.time() or has_ended(held.get("process"))
-            if free and self._store.swap_pointer(self._key, self._bytes(), etag):
-                return
             sign = held["owner"], held.get("beat")
+            free = held["until"] < time.time() or has_ended(held.get("process"))
             if say and not first and not free:
                 first, patience = sign, max(patience, 1.2 * self._lease)
                 say(f"waiting for a sign of life of {held.get('who', 'an unknown process')}, which had {what}")
             waited = time.monotonic() - begun > patience
-            if not free and (waited or (say and sign != first)):
+            if free or (waited and sign == first):  # silent for longer than a lease, whatever its machine's clock says
+                if self._store.swap_pointer(self._key, self._bytes(), etag):
+                    return
+            elif waited or (say and sign != first):
                 raise StorageError(_refusal(self._store.url_of(self._key), what, held))
             time.sleep(random.uniform(0.05, 0.25))
 
@@ -89,7 +90,7 @@ def hold(
 
     Raises StorageError after `patience` seconds of waiting (at once by default) that names who holds it and since when.
     With `say`, which is told of it, a holder that may have been killed elsewhere is waited for: until it gives a sign of life,
-    which raises, or its lease ends.
+    which raises, or there was none for longer than its lease.
     """
     held = Held(store, key, lease)
     held._take(what, patience, say)

@@ -72,6 +72,8 @@ def test_what_cannot_change_is_refused(file, tmp_path):
     begun(file, f"output={tmp_path}")
     with pytest.raises(ConfigError, match=r"sweep.samples: \S+ was begun with 3, which cannot become 4"):
         newest_plan(load_values(file, [f"output={tmp_path}", "sweep.samples=4"]))
+    with pytest.raises(ConfigError, match=r"sweep.metric: \S+ was begun with val/AP, by which"):
+        newest_plan(load_values(file, [f"output={tmp_path}", "sweep.metric=val/AP50"]))
     with pytest.raises(ConfigError, match=r"lies in the output folder, .* looked for in s3://b/x; give those"):
         newest_plan(load_values(file, [f"output={tmp_path}", "ray.address=auto", "storage.url=s3://b/x/"]))
     with pytest.raises(ConfigError, match="holds no sweep"):
@@ -110,6 +112,8 @@ def test_initial_weights_may_lie_on_a_clusters_nodes_alone(tmp_path):
 
     (tmp_path / "here.safetensors").touch()
     assert init(f"{tmp_path}/here.safetensors", "ray.address=auto") == f"{tmp_path}/here.safetensors"
+    assert init("~/", "ray.address=auto") == "~/"  # the same whether or not this machine has it, and so is its hash
+    assert init("~/") == str(Path.home())
     for elsewhere in ("/nowhere/weights", "~/nowhere/weights"):
         assert init(elsewhere, "ray.address=auto") == elsewhere
         with pytest.raises(ConfigError, match=r"init: .* does not exist"):

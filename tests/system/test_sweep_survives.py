@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed goes on by --resume: no finished trial runs again, and no MLflow run is made twice."""
+"""A sweep whose driver is killed or interrupted goes on by --resume: no finished trial runs again, no MLflow run is made twice."""
 
 import json
 import os
@@ -24,17 +24,19 @@ sweep:
 """
 
 
-def test_resume_after_sigkill_of_the_driver(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_resume_after_the_driver_was_killed_or_interrupted(tmp_path, number, code):
     experiment = write_experiment(tmp_path, SWEEP)
     command = [sys.executable, "-m", "pipeline.cli", "sweep", str(experiment), "train.epochs=8"]
     log = (tmp_path / "first.log").open("w")
-    driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's `&` lets its children ignore it
+    driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **heeds)
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     try:
         before = _wait_until_second_trial_runs(client, driver, tmp_path / "first.log")
         family = psutil.Process(driver.pid).children(recursive=True)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(30)
+        os.kill(driver.pid, number)
+        assert driver.wait(60) == code
     finally:
         driver.kill()
     psutil.wait_procs(family, timeout=60)  # Ray's processes end once their driver is gone
