@@ -27,7 +27,8 @@ def test_more_workers_are_simulated_from_what_each_does(capfd):
     assert list(found) == ["run's start", "run's step", "run's report"]
     assert all(growth["sizes"] == [1, 2] for growth in found.values())
     alone, by_two = found["run's step"]["seconds"]
-    assert 0.1 <= alone < by_two  # who is alone has nobody to exchange gradients with, and may take no time beside computing
+    assert alone == pytest.approx(0.1, abs=0.05)  # who is alone computes, and has nobody to exchange gradients with
+    assert 0.1 <= alone < by_two
 
 
 def test_an_epoch_under_ray_is_compared_with_a_plain_one(capfd):
