@@ -17,7 +17,9 @@ def add_to(verbs: Verbs) -> None:
         added.add_argument("experiment", help=EXPERIMENT)
         added.add_argument("settings", nargs="*", metavar="key=value", help=SETTINGS)
         added.add_argument("--dry-run", action="store_true", help="print the resolved configuration and its hash, start nothing")
-        added.add_argument("--resume", action="store_true", help="go on with the newest run of these settings; addresses may be others")
+        added.add_argument(
+            "--resume", action="store_true", help="go on with the newest run of these settings; addresses may be others"
+        )
         added.add_argument("--json", action="store_true", help="end with a JSON line of the outcome")
         if name == "train":
             added.add_argument(
